@@ -1,0 +1,156 @@
+"""What worker and API say to each other: six verbs, claim renew phase log grant finish. Frozen, versioned, JSON.
+
+Routes (`api/attempts.py`), all below `/worker/v1`:
+  POST /claim                                    ClaimRequest  -> Claim, or 204 where nothing is to be done   (worker token)
+  POST /attempts/{build_id}/{attempt_no}/renew   RenewRequest  -> RenewReply                                  (attempt token)
+  POST /attempts/{build_id}/{attempt_no}/phase   PhaseReport   -> {}
+  PUT  /attempts/{build_id}/{attempt_no}/log/{seq}   raw bytes, with the headers `LOG_OFFSET_HEADER` and `LOG_SHA256_HEADER` -> {}
+  POST /attempts/{build_id}/{attempt_no}/grant   GrantRequest  -> Grant
+  POST /attempts/{build_id}/{attempt_no}/finish  FinishReport  -> {}
+Every verb may be sent twice: the second does nothing and answers as the first. An attempt that no longer holds its build
+gets 409 with the code `attempt_fenced`.
+"""
+
+from typing import Final, Literal
+
+from pydantic import Field
+
+from millrace.project import BuildSettings, Shape
+from millrace.vocabulary import PhaseType, Reason, StatusType, Verdict
+
+PROTOCOL: Final = 1
+"""Raised when a message changes in a way that the last release's worker cannot read."""
+
+LOG_OFFSET_HEADER: Final = "X-Millrace-Offset"
+LOG_SHA256_HEADER: Final = "X-Millrace-Sha256"
+MAX_LOG_CHUNK_BYTES: Final = 256 * 1024
+
+
+class ClaimRequest(Shape):
+    """A worker with a free slot asks for the best build of its fleet."""
+
+    protocol: int = PROTOCOL
+    worker_id: str = Field(min_length=1, max_length=100)
+    fleet: str = Field(min_length=1, max_length=100)
+    slots: int = Field(ge=1, le=1000)
+    free_slots: int = Field(ge=0, le=1000)
+    version: str
+
+
+class Claim(Shape):
+    """The right to run one attempt of a build. `token` dies with the lease; seconds are counted from this answer."""
+
+    build_id: str
+    build_arn: str
+    build_number: int
+    attempt_no: int
+    token: str
+    lease_ttl_s: float
+    renew_every_s: float
+    self_fence_s: float
+    deadline_in_s: float
+    submitted_at_ms: int
+    initiator: str
+    region: str
+    settings: BuildSettings
+
+
+class RenewRequest(Shape):
+    """The attempt is alive. `worker_draining` is for people who look; it changes nothing."""
+
+    worker_draining: bool = False
+
+
+class RenewReply(Shape):
+    """The lease is good for another `lease_ttl_s`; `cancel_requested` asks the attempt to stop and report STOPPED."""
+
+    lease_ttl_s: float
+    cancel_requested: bool
+    deadline_in_s: float
+
+
+class PhaseContext(Shape):
+    """CodeBuild: PhaseContext."""
+
+    status_code: str = ""
+    message: str = ""
+
+
+class PhaseReport(Shape):
+    """One phase began (`status` is None) or ended. Times are milliseconds since 1970 by the worker's clock."""
+
+    phase_type: PhaseType
+    status: StatusType | None = None
+    started_at_ms: int
+    ended_at_ms: int | None = None
+    duration_ms: int | None = None
+    contexts: tuple[PhaseContext, ...] = ()
+    resolved_source_version: str | None = None
+
+
+class GrantRequest(Shape):
+    """Ask for an address to move bytes to or from the object store.
+
+    `artifact`: put one file of this attempt, named `name` inside the attempt's staging prefix.
+    `source`: get the object at `name` (`bucket/key`), which must be one of this build's own sources.
+    """
+
+    kind: Literal["artifact", "source"]
+    name: str = Field(min_length=1, max_length=1024)
+    size_bytes: int | None = Field(default=None, ge=0)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class Grant(Shape):
+    """Where to send or fetch the bytes: `method` on `url` with `headers`, within `expires_in_s` seconds.
+
+    A relative `url` is below the API's own address. `key` is the object's key, to be named in the FinishReport.
+    """
+
+    method: Literal["PUT", "GET"]
+    url: str
+    headers: dict[str, str] = Field(default_factory=dict)
+    key: str
+    expires_in_s: int
+
+
+class ArtifactReport(Shape):
+    """One object that the attempt uploaded. `name` is what the user sees; `identifier` None means the primary artifact."""
+
+    name: str = Field(min_length=1, max_length=1024)
+    key: str = Field(min_length=1, max_length=1200)
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    md5: str = Field(pattern=r"^[0-9a-f]{32}$")
+    packaging: Literal["NONE", "ZIP"]
+    file_count: int = Field(ge=1)
+    identifier: str | None = None
+
+
+class LogFooter(Shape):
+    """What the worker says it wrote, so that a gap shows. `sha256` is over all bytes in order."""
+
+    chunks: int = Field(ge=0)
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ExportedVariable(Shape):
+    """CodeBuild: ExportedEnvironmentVariable."""
+
+    name: str
+    value: str
+
+
+class FinishReport(Shape):
+    """How the attempt ended; accepted once. `marks` are the ledger: name of a moment -> milliseconds since 1970."""
+
+    verdict: Verdict
+    reason: Reason
+    message: str = ""
+    exit_code: int | None = None
+    artifacts: tuple[ArtifactReport, ...] = ()
+    log: LogFooter
+    resolved_source_version: str | None = None
+    exported_variables: tuple[ExportedVariable, ...] = ()
+    marks: dict[str, int] = Field(default_factory=dict)

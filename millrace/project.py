@@ -1,0 +1,383 @@
+"""What a project and a build are made of, in CodeBuild's own shapes and names (CodeBuild API reference, data types).
+
+Inside we write snake_case; on the wire and in the database the names are CodeBuild's camelCase: `model_dump(by_alias=True)`.
+Members that are absent stay None, so that what was not sent is not sent back.
+"""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic.alias_generators import to_camel
+
+from millrace.ids import PROJECT_NAME
+from millrace.vocabulary import COMPUTE_TYPES, GIT_SOURCES, ArtifactPackaging, ArtifactsType, SourceType
+
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IMAGE = re.compile(
+    r"(?:[a-zA-Z0-9][a-zA-Z0-9.-]*(?::[0-9]+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+_VERSION = re.compile(r"[A-Za-z0-9_./+@^{}#=~-]{1,256}")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,127}")
+MAX_ENV_VALUE_BYTES = 32 * 1024
+MAX_ENV_TOTAL_BYTES = 128 * 1024
+
+
+class Shape(BaseModel):
+    """A frozen record with camelCase names on the wire; unknown members are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True
+    )
+
+
+def _plain(text: str) -> str:
+    """Refuse what PostgreSQL, JSON or a shell cannot carry."""
+    if "\x00" in text:
+        raise ValueError("must not contain a NUL byte")
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in text):
+        raise ValueError("must not contain a lone surrogate")
+    return text
+
+
+Text = Annotated[str, StringConstraints(max_length=262_144)]
+ProjectName = Annotated[str, StringConstraints(pattern=rf"^{PROJECT_NAME.pattern}$")]
+
+
+class _Checked(Shape):
+    @model_validator(mode="after")
+    def _strings_are_plain(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, str):
+                _plain(value)
+        return self
+
+
+class EnvironmentVariable(_Checked):
+    """CodeBuild: EnvironmentVariable. `value` of the two secret types is a reference, never the secret."""
+
+    name: str
+    value: Text
+    type: Literal["PLAINTEXT", "PARAMETER_STORE", "SECRETS_MANAGER"] = "PLAINTEXT"
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_usable(cls, name: str) -> str:
+        if not ENV_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no variable name: use letters, digits and _, not starting with a digit")
+        if name.startswith(("CODEBUILD_", "MILLRACE_")):
+            raise ValueError(f"{name} has a reserved prefix: CODEBUILD_ and MILLRACE_ are set by the farm")
+        return name
+
+    @field_validator("value")
+    @classmethod
+    def _value_fits(cls, value: str) -> str:
+        if len(value.encode(errors="surrogatepass")) > MAX_ENV_VALUE_BYTES:
+            raise ValueError(f"is over {MAX_ENV_VALUE_BYTES} bytes")
+        return value
+
+
+class GitSubmodulesConfig(Shape):
+    """CodeBuild: GitSubmodulesConfig."""
+
+    fetch_submodules: bool
+
+
+class SourceAuth(_Checked):
+    """CodeBuild: SourceAuth. Kept and returned; credentials themselves are not read from here yet."""
+
+    type: Literal["OAUTH", "CODECONNECTIONS", "SECRETS_MANAGER"]
+    resource: Text | None = None
+
+
+class BuildStatusConfig(_Checked):
+    """CodeBuild: BuildStatusConfig."""
+
+    context: Text | None = None
+    target_url: Text | None = None
+
+
+class ProjectSource(_Checked):
+    """CodeBuild: ProjectSource. `location` of S3 is `bucket/key`, of git a clone URL, or for `GIT` a local path.
+
+    `buildspec`: inline YAML, a path in the source, or an `arn:aws:s3:::` or `s3://` address; absent means `buildspec.yml`.
+    """
+
+    type: SourceType
+    location: Text | None = None
+    git_clone_depth: Annotated[int, Field(ge=0)] | None = None
+    git_submodules_config: GitSubmodulesConfig | None = None
+    buildspec: Text | None = None
+    auth: SourceAuth | None = None
+    report_build_status: bool | None = None
+    build_status_config: BuildStatusConfig | None = None
+    insecure_ssl: bool | None = None
+    source_identifier: str | None = None
+
+    @model_validator(mode="after")
+    def _location_fits_type(self) -> Self:
+        if self.type is SourceType.CODEPIPELINE:
+            raise ValueError("CODEPIPELINE sources are not served: upload the source and use S3")
+        if self.type is not SourceType.NO_SOURCE and not self.location:
+            raise ValueError(f"location is required for a source of type {self.type}")
+        if self.type is SourceType.S3 and self.location and "/" not in self.location.strip("/"):
+            raise ValueError("location of an S3 source is bucket/key")
+        if self.source_identifier is not None and not _IDENTIFIER.fullmatch(self.source_identifier):
+            raise ValueError("sourceIdentifier takes letters, digits and _, at most 127")
+        return self
+
+    @property
+    def is_git(self) -> bool:
+        """True where the source is fetched by git."""
+        return self.type in GIT_SOURCES
+
+
+class ProjectSourceVersion(_Checked):
+    """CodeBuild: ProjectSourceVersion."""
+
+    source_identifier: str
+    source_version: str
+
+
+class ProjectArtifacts(_Checked):
+    """CodeBuild: ProjectArtifacts. How they are named and packed; `location` is a bucket."""
+
+    type: ArtifactsType
+    location: Text | None = None
+    path: Text | None = None
+    namespace_type: Literal["NONE", "BUILD_ID"] | None = None
+    name: Text | None = None
+    packaging: ArtifactPackaging | None = None
+    override_artifact_name: bool | None = None
+    encryption_disabled: bool | None = None
+    artifact_identifier: str | None = None
+    bucket_owner_access: Literal["NONE", "READ_ONLY", "FULL"] | None = None
+
+    @model_validator(mode="after")
+    def _type_is_served(self) -> Self:
+        if self.type is ArtifactsType.CODEPIPELINE:
+            raise ValueError("CODEPIPELINE artifacts are not served: use S3")
+        if self.type is ArtifactsType.NO_ARTIFACTS and self.encryption_disabled is not None:
+            raise ValueError("artifact type NO_ARTIFACTS should have null encryptionDisabled")
+        return self
+
+
+class ProjectCache(_Checked):
+    """CodeBuild: ProjectCache."""
+
+    type: Literal["NO_CACHE", "S3", "LOCAL"] = "NO_CACHE"
+    location: Text | None = None
+    modes: tuple[Literal["LOCAL_DOCKER_LAYER_CACHE", "LOCAL_SOURCE_CACHE", "LOCAL_CUSTOM_CACHE"], ...] | None = None
+    cache_namespace: Text | None = None
+
+
+class RegistryCredential(_Checked):
+    """CodeBuild: RegistryCredential."""
+
+    credential: Text
+    credential_provider: Literal["SECRETS_MANAGER"]
+
+
+class ProjectFleet(_Checked):
+    """CodeBuild: ProjectFleet. An ARN or a bare fleet name."""
+
+    fleet_arn: Text | None = None
+
+
+class ProjectEnvironment(_Checked):
+    """CodeBuild: ProjectEnvironment."""
+
+    type: Literal["LINUX_CONTAINER", "ARM_CONTAINER", "LINUX_GPU_CONTAINER", "LINUX_EC2", "ARM_EC2"] = "LINUX_CONTAINER"
+    image: str
+    compute_type: str = "BUILD_GENERAL1_SMALL"
+    environment_variables: tuple[EnvironmentVariable, ...] = ()
+    privileged_mode: bool = False
+    certificate: Text | None = None
+    registry_credential: RegistryCredential | None = None
+    image_pull_credentials_type: Literal["CODEBUILD", "SERVICE_ROLE"] = "CODEBUILD"
+    fleet: ProjectFleet | None = None
+
+    @field_validator("image")
+    @classmethod
+    def _image_is_a_reference(cls, image: str) -> str:
+        return check_image(image)
+
+    @field_validator("compute_type")
+    @classmethod
+    def _compute_type_is_known(cls, compute_type: str) -> str:
+        if compute_type not in COMPUTE_TYPES:
+            raise ValueError(f"unknown compute type {compute_type!r}; known: {', '.join(COMPUTE_TYPES)}")
+        return compute_type
+
+    @field_validator("environment_variables")
+    @classmethod
+    def _variables_fit(cls, variables: tuple[EnvironmentVariable, ...]) -> tuple[EnvironmentVariable, ...]:
+        if sum(len(v.name) + len(v.value.encode(errors="surrogatepass")) for v in variables) > MAX_ENV_TOTAL_BYTES:
+            raise ValueError(f"together are over {MAX_ENV_TOTAL_BYTES} bytes")
+        return variables
+
+
+def check_image(image: str) -> str:
+    """`image` if it is an image reference, else ValueError (Docker: image reference grammar)."""
+    if len(image) > 1024 or not _IMAGE.fullmatch(image):
+        raise ValueError(f"{image[:80]!r} is no image reference: use [registry/]name[:tag][@sha256:digest], in lower case")
+    return image
+
+
+def check_source_version(version: str) -> str:
+    """`version` if git can take it as a branch, tag, commit or `pr/N` without reading it as an option, else ValueError."""
+    if not _VERSION.fullmatch(version) or version.startswith("-") or ".." in version or "@{" in version:
+        raise ValueError(f"{version[:80]!r} is no source version: give a branch, tag, commit id or pr/NUMBER")
+    if re.fullmatch(r"[0-9a-f]{39}|[0-9a-f]{41}", version):
+        raise ValueError(f"{version!r} looks like a commit id with {len(version)} digits; a full one has 40")
+    return version
+
+
+class CloudWatchLogsConfig(_Checked):
+    """CodeBuild: CloudWatchLogsConfig."""
+
+    status: Literal["ENABLED", "DISABLED"]
+    group_name: Text | None = None
+    stream_name: Text | None = None
+
+
+class S3LogsConfig(_Checked):
+    """CodeBuild: S3LogsConfig."""
+
+    status: Literal["ENABLED", "DISABLED"]
+    location: Text | None = None
+    encryption_disabled: bool | None = None
+
+
+class LogsConfig(Shape):
+    """CodeBuild: LogsConfig."""
+
+    cloud_watch_logs: CloudWatchLogsConfig | None = None
+    s3_logs: S3LogsConfig | None = None
+
+
+class Tag(_Checked):
+    """CodeBuild: Tag."""
+
+    key: Annotated[str, StringConstraints(min_length=1, max_length=127)]
+    value: Annotated[str, StringConstraints(max_length=255)]
+
+
+class ProjectSettings(_Checked):
+    """What a user says of a project (CodeBuild: CreateProject). The farm adds its arn and times."""
+
+    name: ProjectName
+    description: Annotated[str, StringConstraints(max_length=255)] | None = None
+    source: ProjectSource
+    secondary_sources: Annotated[tuple[ProjectSource, ...], Field(max_length=12)] = ()
+    source_version: str | None = None
+    secondary_source_versions: Annotated[tuple[ProjectSourceVersion, ...], Field(max_length=12)] = ()
+    artifacts: ProjectArtifacts
+    secondary_artifacts: Annotated[tuple[ProjectArtifacts, ...], Field(max_length=12)] = ()
+    cache: ProjectCache = ProjectCache()
+    environment: ProjectEnvironment
+    service_role: Text | None = None
+    timeout_in_minutes: Annotated[int, Field(ge=1, le=2160)] = 60
+    queued_timeout_in_minutes: Annotated[int, Field(ge=1, le=480)] = 480
+    encryption_key: Text | None = None
+    tags: Annotated[tuple[Tag, ...], Field(max_length=50)] = ()
+    badge_enabled: bool | None = None
+    logs_config: LogsConfig | None = None
+    concurrent_build_limit: Annotated[int, Field(ge=1)] | None = None
+    auto_retry_limit: Annotated[int, Field(ge=0, le=10)] | None = None
+
+    @field_validator("source_version")
+    @classmethod
+    def _version_is_plain(cls, version: str | None) -> str | None:
+        return check_source_version(version) if version else version
+
+
+class BuildSettings(_Checked):
+    """The effective settings of one build: its project's, with the request's overrides already applied."""
+
+    project_name: ProjectName
+    source: ProjectSource
+    secondary_sources: tuple[ProjectSource, ...] = ()
+    source_version: str | None = None
+    secondary_source_versions: tuple[ProjectSourceVersion, ...] = ()
+    artifacts: ProjectArtifacts
+    secondary_artifacts: tuple[ProjectArtifacts, ...] = ()
+    cache: ProjectCache = ProjectCache()
+    environment: ProjectEnvironment
+    service_role: Text | None = None
+    timeout_in_minutes: int = 60
+    queued_timeout_in_minutes: int = 480
+    encryption_key: Text | None = None
+    logs_config: LogsConfig | None = None
+
+
+class BuildOverrides(_Checked):
+    """What one request changes of its project (CodeBuild: StartBuild). Variables are merged by name."""
+
+    project_name: ProjectName
+    source_version: str | None = None
+    source_type_override: SourceType | None = None
+    source_location_override: Text | None = None
+    git_clone_depth_override: Annotated[int, Field(ge=0)] | None = None
+    buildspec_override: Text | None = None
+    environment_variables_override: tuple[EnvironmentVariable, ...] = ()
+    image_override: str | None = None
+    compute_type_override: str | None = None
+    artifacts_override: ProjectArtifacts | None = None
+    cache_override: ProjectCache | None = None
+    timeout_in_minutes_override: Annotated[int, Field(ge=1, le=2160)] | None = None
+    queued_timeout_in_minutes_override: Annotated[int, Field(ge=1, le=480)] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    idempotency_token: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+
+    @field_validator("source_version")
+    @classmethod
+    def _version_is_plain(cls, version: str | None) -> str | None:
+        return check_source_version(version) if version else version
+
+    @field_validator("image_override")
+    @classmethod
+    def _image_is_a_reference(cls, image: str | None) -> str | None:
+        return check_image(image) if image is not None else None
+
+
+def effective(project: ProjectSettings, wanted: BuildOverrides) -> BuildSettings:
+    """The settings that a build of `project` runs with. Raises pydantic's ValidationError where an override does not fit.
+
+    CodeBuild: StartBuild; variables are merged by name, and a changed source drops the project's source version.
+    """
+    source = project.source.model_dump(exclude_none=True)
+    moved = wanted.source_type_override is not None or wanted.source_location_override is not None
+    for field, value in (
+        ("type", wanted.source_type_override),
+        ("location", wanted.source_location_override),
+        ("git_clone_depth", wanted.git_clone_depth_override),
+        ("buildspec", wanted.buildspec_override),
+    ):
+        if value is not None:
+            source[field] = value
+    variables = {v.name: v for v in project.environment.environment_variables}
+    variables.update((v.name, v) for v in wanted.environment_variables_override)
+    environment = project.environment.model_dump() | {
+        "environment_variables": [v.model_dump() for v in variables.values()],
+        "image": wanted.image_override or project.environment.image,
+        "compute_type": wanted.compute_type_override or project.environment.compute_type,
+    }
+    return BuildSettings(
+        project_name=project.name,
+        source=ProjectSource.model_validate(source),
+        secondary_sources=project.secondary_sources,
+        source_version=wanted.source_version or (None if moved else project.source_version),
+        secondary_source_versions=project.secondary_source_versions,
+        artifacts=wanted.artifacts_override or project.artifacts,
+        secondary_artifacts=project.secondary_artifacts,
+        cache=wanted.cache_override or project.cache,
+        environment=ProjectEnvironment.model_validate(environment),
+        service_role=project.service_role,
+        timeout_in_minutes=wanted.timeout_in_minutes_override or project.timeout_in_minutes,
+        queued_timeout_in_minutes=wanted.queued_timeout_in_minutes_override or project.queued_timeout_in_minutes,
+        encryption_key=project.encryption_key,
+        logs_config=project.logs_config,
+    )

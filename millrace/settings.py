@@ -1,0 +1,184 @@
+"""All settings, read once from `MILLRACE_*` variables in `millrace.cli` and passed down. Nothing else reads the environment."""
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from millrace.errors import FieldProblem, InvalidInput
+
+
+class Settings(BaseSettings):
+    """One frozen record; each field is documented, and `docs/settings.md` is made from it. Defaults are the embedded farm's."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_", frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    data_dir: Annotated[
+        Path, Field(description="Folder of the embedded farm: database, objects, sockets, secrets, workspaces.")
+    ] = Path("~/.millrace")
+    database_url: Annotated[
+        SecretStr | None,
+        Field(
+            description="SQLAlchemy address of the records; absent: SQLite in the data folder. PostgreSQL: postgresql+psycopg://..."
+        ),
+    ] = None
+    broker_url: Annotated[
+        SecretStr | None,
+        Field(description="Redis address of the bell; absent: the embedded farm's own redis-server on a Unix socket."),
+    ] = None
+    store_url: Annotated[
+        str | None,
+        Field(
+            description="Object store: file:///folder, or http(s)://host:port of any S3; absent: a directory in the data folder."
+        ),
+    ] = None
+    store_access_key: Annotated[str | None, Field(description="Access key of the S3 store.")] = None
+    store_secret_key: Annotated[SecretStr | None, Field(description="Secret key of the S3 store.")] = None
+    store_region: Annotated[str, Field(description="Region of the S3 store.")] = "us-east-1"
+    bucket: Annotated[str, Field(description="Bucket that holds what the farm itself stores: artifacts, uploads, logs.")] = (
+        "millrace"
+    )
+
+    bind: Annotated[str, Field(description="Address that the API listens on, host:port; port 0 picks a free one.")] = (
+        "127.0.0.1:8420"
+    )
+    api_url: Annotated[
+        str | None,
+        Field(description="Address at which workers and the command line reach the API; absent: from `bind`."),
+    ] = None
+    api_workers: Annotated[int, Field(ge=1, le=64, description="Processes of the API server.")] = 2
+    api_threads: Annotated[int, Field(ge=1, le=512, description="Threads of each; a followed log holds one.")] = 32
+    token: Annotated[SecretStr | None, Field(description="API token of the command line; absent: the embedded farm's own.")] = (
+        None
+    )
+    worker_token: Annotated[SecretStr | None, Field(description="Token with which a worker claims builds.")] = None
+    signing_key: Annotated[
+        SecretStr | None, Field(description="Key that signs grants for the directory store, 32 bytes or more.")
+    ] = None
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest JSON body the API reads.")] = 2 * 1024**2
+    max_upload_bytes: Annotated[int, Field(ge=1024, description="Largest source folder or artifact, in bytes.")] = 5 * 1024**3
+
+    region: Annotated[str, Field(description="Region named in ARNs and AWS_REGION.")] = "us-east-1"
+    account_id: Annotated[str, Field(pattern=r"^[0-9]{12}$", description="Account id named in ARNs.")] = "000000000000"
+    default_image: Annotated[str, Field(description="Image of projects that name none (`millrace run`).")] = (
+        "millrace/standard:latest"
+    )
+    git_roots: Annotated[
+        tuple[Path, ...],
+        NoDecode,
+        Field(description="Folders below which a local path may be a git source, colon-separated."),
+    ] = ()
+
+    fleet: Annotated[str, Field(description="Fleet that a worker belongs to.")] = "default"
+    worker_id: Annotated[str | None, Field(description="Name of a worker; absent: made from the host's name at each start.")] = (
+        None
+    )
+    slots: Annotated[int, Field(ge=1, le=256, description="Builds that a worker runs at once.")] = 2
+    work_dir: Annotated[
+        Path | None,
+        Field(description="Workspaces of a worker; must be the same path for the engine; absent: in the data folder."),
+    ] = None
+    engine: Annotated[Literal["docker", "fake"], Field(description="What runs containers; `fake` only rehearses.")] = "docker"
+    docker_host: Annotated[str | None, Field(description="Address of the Docker engine; absent: Docker's own default.")] = None
+    network: Annotated[str, Field(description="Docker network mode of build containers: bridge, none or a network's name.")] = (
+        "bridge"
+    )
+    ca_bundle: Annotated[
+        Path | None,
+        Field(description="CA bundle mounted into build containers; absent: the host's, where it has one of its own."),
+    ] = None
+    memory_bytes: Annotated[
+        int | None, Field(description="Memory limit of a container, over the compute type's; absent: by type.")
+    ] = None
+    pids_limit: Annotated[int, Field(ge=16, description="Processes that a build may have.")] = 4096
+
+    max_attempts: Annotated[int, Field(ge=1, le=10, description="Attempts of a build where our side fails.")] = 3
+    lease_ttl_s: Annotated[float, Field(gt=0, description="Seconds that a claim lasts without renewal.")] = 30
+    renew_every_s: Annotated[float, Field(gt=0, description="Seconds between renewals.")] = 10
+    self_fence_s: Annotated[float, Field(gt=0, description="Seconds without a renewal after which a worker stops by itself.")] = (
+        25
+    )
+    sweep_every_s: Annotated[float, Field(gt=0, description="Seconds between rounds of the sweeper.")] = 5
+    drain_s: Annotated[float, Field(ge=0, description="Seconds that a leaving worker gives its builds.")] = 60
+
+    log_format: Annotated[Literal["auto", "json", "console"], Field(description="Form of the farm's own log.")] = "auto"
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least level of the farm's own log.")
+    ] = "INFO"
+
+    def __init__(self, **values: object) -> None:
+        if isinstance(values.get("git_roots"), str):
+            values["git_roots"] = _paths(str(values["git_roots"]))
+        super().__init__(**values)  # type: ignore[arg-type]  # pydantic-settings types its private arguments only
+
+    @property
+    def home(self) -> Path:
+        """The data folder, absolute."""
+        return self.data_dir.expanduser().resolve()
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy address of the records."""
+        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'millrace.db'}"
+
+    @property
+    def broker(self) -> str:
+        """The address of Redis, as Celery takes it."""
+        if self.broker_url:
+            return self.broker_url.get_secret_value()
+        return f"redis+socket://{self.home / 'redis' / 'redis.sock'}"
+
+    @property
+    def store(self) -> str:
+        """The address of the object store."""
+        return self.store_url or f"file://{self.home / 'objects'}"
+
+    @property
+    def api(self) -> str:
+        """Where the API is reached, without a slash at the end."""
+        return (self.api_url or f"http://{self.bind}").rstrip("/")
+
+    @property
+    def workspaces(self) -> Path:
+        """The folder of a worker's workspaces."""
+        return (self.work_dir or self.home / "work").expanduser().resolve()
+
+    @property
+    def host(self) -> str:
+        """This machine's name."""
+        return socket.gethostname()
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(Path(part).expanduser() for part in text.split(":") if part)
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """The settings in `environ`. Raises InvalidInput that lists every wrong variable by its name."""
+    prefix = "MILLRACE_"
+    known = {f"{prefix}{name.upper()}": name for name in Settings.model_fields}
+    given: dict[str, object] = {}
+    unknown: list[FieldProblem] = []
+    for variable, value in environ.items():
+        if not variable.startswith(prefix):
+            continue
+        if variable not in known:
+            unknown.append(FieldProblem(field=variable, what="is no setting"))
+        elif value != "":
+            given[known[variable]] = value
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        wrong = [FieldProblem(field=f"{prefix}{str(item['loc'][0]).upper()}", what=item["msg"]) for item in error.errors()]
+        raise _wrong([*unknown, *wrong]) from error
+    if unknown:
+        raise _wrong(unknown)
+    return settings
+
+
+def _wrong(problems: list[FieldProblem]) -> InvalidInput:
+    lines = "".join(f"\n  {problem.field} {problem.what}" for problem in problems)
+    return InvalidInput(f"the settings are wrong:{lines}", hint="docs/settings.md lists them all.", fields=problems)

@@ -1,0 +1,157 @@
+"""The closed lists that every part agrees on. Names are persisted, numbers never.
+
+`BuildState` is ours; `PhaseType` and `StatusType` are CodeBuild's own lists (CodeBuild API reference, data types).
+"""
+
+from enum import StrEnum
+from typing import Final
+
+
+class BuildState(StrEnum):
+    """Where a build is on its road. What may follow what is written in `scheduler.states`."""
+
+    QUEUED = "QUEUED"
+    CLAIMED = "CLAIMED"
+    RUNNING = "RUNNING"
+    FINALIZING = "FINALIZING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    TIMED_OUT = "TIMED_OUT"
+    STOPPED = "STOPPED"
+    FAULT = "FAULT"
+
+
+class StatusType(StrEnum):
+    """CodeBuild: StatusType, the status of a build or of one of its phases."""
+
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    FAULT = "FAULT"
+    TIMED_OUT = "TIMED_OUT"
+    IN_PROGRESS = "IN_PROGRESS"
+    STOPPED = "STOPPED"
+
+
+class PhaseType(StrEnum):
+    """CodeBuild: BuildPhaseType, in the order in which phases happen."""
+
+    SUBMITTED = "SUBMITTED"
+    QUEUED = "QUEUED"
+    PROVISIONING = "PROVISIONING"
+    DOWNLOAD_SOURCE = "DOWNLOAD_SOURCE"
+    INSTALL = "INSTALL"
+    PRE_BUILD = "PRE_BUILD"
+    BUILD = "BUILD"
+    POST_BUILD = "POST_BUILD"
+    UPLOAD_ARTIFACTS = "UPLOAD_ARTIFACTS"
+    FINALIZING = "FINALIZING"
+    COMPLETED = "COMPLETED"
+
+
+COMMAND_PHASES: Final = (PhaseType.INSTALL, PhaseType.PRE_BUILD, PhaseType.BUILD, PhaseType.POST_BUILD)
+
+
+class Reason(StrEnum):
+    """Why a build ended. Each terminal build has exactly one; adding one needs an ADR.
+
+    `user.*` is the build's own fault (state FAILED, TIMED_OUT or STOPPED), `infra.*` and `internal.*` are ours (FAULT).
+    """
+
+    SUCCEEDED = "succeeded"
+    EXIT_CODE = "user.exit_code"
+    OOM = "user.oom"
+    KILLED = "user.killed"
+    TIMEOUT = "user.timeout"
+    DISK_LIMIT = "user.disk_limit"
+    CANCELLED = "user.cancelled"
+    BAD_BUILDSPEC = "user.bad_buildspec"
+    SOURCE_NOT_FOUND = "user.source_not_found"
+    BAD_SOURCE = "user.bad_source"
+    IMAGE_NOT_FOUND = "user.image_not_found"
+    BAD_IMAGE = "user.bad_image"
+    ARTIFACTS_NOT_FOUND = "user.artifacts_not_found"
+    ARTIFACT_TOO_LARGE = "user.artifact_too_large"
+    SECRET_UNAVAILABLE = "user.secret_unavailable"  # noqa: S105  # a reason, not a secret
+    QUEUE_TIMEOUT = "queue_timeout"
+    WORKER_LOST = "infra.worker_lost"
+    WORKER_SHUTDOWN = "infra.worker_shutdown"
+    ENGINE_LOST = "infra.engine_lost"
+    IMAGE_PULL = "infra.image_pull"
+    SOURCE_UNREACHABLE = "infra.source_unreachable"
+    STORAGE = "infra.storage"
+    NO_MATCHING_WORKER = "infra.no_matching_worker"
+    BUG = "internal.bug"
+
+
+class Verdict(StrEnum):
+    """How one attempt ended, as its worker reports it. `HANDED_BACK`: not run to its end, may be tried again."""
+
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    TIMED_OUT = "TIMED_OUT"
+    STOPPED = "STOPPED"
+    FAULT = "FAULT"
+    HANDED_BACK = "HANDED_BACK"
+
+
+class SourceType(StrEnum):
+    """CodeBuild: SourceType, and `GIT` of our own for any other git server or an allow-listed local path."""
+
+    CODECOMMIT = "CODECOMMIT"
+    CODEPIPELINE = "CODEPIPELINE"
+    GITHUB = "GITHUB"
+    GITHUB_ENTERPRISE = "GITHUB_ENTERPRISE"
+    GITLAB = "GITLAB"
+    GITLAB_SELF_MANAGED = "GITLAB_SELF_MANAGED"
+    BITBUCKET = "BITBUCKET"
+    S3 = "S3"
+    NO_SOURCE = "NO_SOURCE"
+    GIT = "GIT"
+
+
+GIT_SOURCES: Final = frozenset(
+    {
+        SourceType.CODECOMMIT,
+        SourceType.GITHUB,
+        SourceType.GITHUB_ENTERPRISE,
+        SourceType.GITLAB,
+        SourceType.GITLAB_SELF_MANAGED,
+        SourceType.BITBUCKET,
+        SourceType.GIT,
+    }
+)
+
+
+class ArtifactsType(StrEnum):
+    """CodeBuild: ArtifactsType."""
+
+    CODEPIPELINE = "CODEPIPELINE"
+    S3 = "S3"
+    NO_ARTIFACTS = "NO_ARTIFACTS"
+
+
+class ArtifactPackaging(StrEnum):
+    """CodeBuild: ArtifactPackaging. `NONE` stores each file by itself."""
+
+    NONE = "NONE"
+    ZIP = "ZIP"
+
+
+class TokenScope(StrEnum):
+    """What an API token may do. A `PROJECT` token names its project; a `WORKER` token only claims builds."""
+
+    ADMIN = "admin"
+    PROJECT = "project"
+    WORKER = "worker"
+
+
+GIB: Final = 1024**3
+
+COMPUTE_TYPES: Final[dict[str, tuple[float, int]]] = {
+    "BUILD_GENERAL1_SMALL": (2, 4 * GIB),
+    "BUILD_GENERAL1_MEDIUM": (4, 8 * GIB),
+    "BUILD_GENERAL1_LARGE": (8, 16 * GIB),
+    "BUILD_GENERAL1_XLARGE": (36, 72 * GIB),
+    "BUILD_GENERAL1_2XLARGE": (72, 144 * GIB),
+}
+"""vCPU and memory in bytes of each compute type (CodeBuild: build environment compute types). A worker caps them to its host."""

@@ -1,0 +1,1 @@
+"""The worker: claims a build and carries one attempt of it."""
