@@ -1,0 +1,131 @@
+"""The shapes of projects and builds: what they take, what they refuse, and how overrides are applied."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from millrace.project import BuildOverrides, ProjectSettings, check_image, check_source_version, effective
+
+
+def a_project(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "demo",
+        "source": {"type": "GITHUB", "location": "https://git.example/a/b.git", "buildspec": "ci/spec.yml"},
+        "sourceVersion": "main",
+        "artifacts": {"type": "S3", "packaging": "ZIP"},
+        "environment": {
+            "type": "LINUX_CONTAINER",
+            "image": "millrace/standard:latest",
+            "computeType": "BUILD_GENERAL1_SMALL",
+            "environmentVariables": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}],
+        },
+        **changes,
+    }
+
+
+def wrong(data: dict[str, Any]) -> str:
+    with pytest.raises(ValidationError) as caught:
+        ProjectSettings.model_validate(data)
+    return str(caught.value)
+
+
+def test_a_project_comes_back_as_it_was_sent() -> None:
+    data = a_project()
+    dumped = ProjectSettings.model_validate(data).model_dump(mode="json", by_alias=True, exclude_none=True)
+    for member in ("name", "source", "sourceVersion", "artifacts"):
+        assert dumped[member] == data[member]
+    assert dumped["timeoutInMinutes"] == 60
+    assert dumped["queuedTimeoutInMinutes"] == 480
+    assert dumped["cache"] == {"type": "NO_CACHE"}
+
+
+def test_an_unknown_member_is_refused_by_name() -> None:
+    assert "sorce" in wrong(a_project(sorce={}))
+
+
+@pytest.mark.parametrize("name", ["", "a", "-lead", "a/b", "../x", "x" * 151, "naïve", "a\n"])
+def test_a_project_name_outside_the_grammar_is_refused(name: str) -> None:
+    assert "name" in wrong(a_project(name=name))
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        ({"type": "GITHUB"}, "location is required"),
+        ({"type": "S3", "location": "bucket-only"}, "bucket/key"),
+        ({"type": "CODEPIPELINE"}, "not served"),
+        ({"type": "SVN", "location": "x"}, "Input should be"),
+        ({"type": "GIT", "location": "a\x00b"}, "NUL"),
+    ],
+)
+def test_a_source_that_cannot_work_is_refused(source: dict[str, Any], word: str) -> None:
+    assert word in wrong(a_project(source=source))
+
+
+@pytest.mark.parametrize("name", ["1A", "A-B", "A=B", "", "CODEBUILD_X", "MILLRACE_X", "A\x00"])
+def test_a_variable_name_that_no_shell_can_carry_is_refused(name: str) -> None:
+    environment = a_project()["environment"] | {"environmentVariables": [{"name": name, "value": "x"}]}
+    assert "environmentVariables" in wrong(a_project(environment=environment))
+
+
+def test_variables_over_the_limit_are_refused() -> None:
+    environment = a_project()["environment"]
+    environment["environmentVariables"] = [{"name": "A", "value": "x" * 40_000}]
+    assert "32768 bytes" in wrong(a_project(environment=environment))
+    environment["environmentVariables"] = [{"name": f"A{n}", "value": "x" * 30_000} for n in range(5)]
+    assert "131072 bytes" in wrong(a_project(environment=environment))
+
+
+@pytest.mark.parametrize("image", ["ubuntu", "a/b:1", "localhost:5000/x/y:tag", "aws/codebuild/standard:7.0", "x@sha256:" + "0" * 64])
+def test_an_image_reference_is_taken(image: str) -> None:
+    assert check_image(image) == image
+
+
+@pytest.mark.parametrize("image", ["ubuntu:", "UPPER", "a b", "-v", "", "x" * 2000, "x@sha256:12", "a\n"])
+def test_what_is_no_image_reference_is_refused(image: str) -> None:
+    with pytest.raises(ValueError, match="image reference"):
+        check_image(image)
+
+
+@pytest.mark.parametrize("version", ["main", "v1.2", "pr/25", "refs/heads/x", "feature/a-b", "0" * 40, "refs/heads/b^{" + "0" * 40 + "}"])
+def test_a_source_version_is_taken(version: str) -> None:
+    assert check_source_version(version) == version
+
+
+@pytest.mark.parametrize("version", ["--upload-pack=x", "a..b", "@{1}", "x" * 300, "0" * 39, "0" * 41, "a b", "$(x)", "a\n"])
+def test_a_source_version_that_git_could_misread_is_refused(version: str) -> None:
+    with pytest.raises(ValueError, match=r"source version|digits"):
+        check_source_version(version)
+
+
+def test_overrides_win_and_variables_merge_by_name() -> None:
+    project = ProjectSettings.model_validate(a_project())
+    wanted = BuildOverrides.model_validate(
+        {
+            "projectName": "demo",
+            "environmentVariablesOverride": [{"name": "B", "value": "3"}, {"name": "C", "value": "4"}],
+            "imageOverride": "other:1",
+            "timeoutInMinutesOverride": 7,
+            "buildspecOverride": "x.yml",
+        }
+    )
+    settings = effective(project, wanted)
+    assert {v.name: v.value for v in settings.environment.environment_variables} == {"A": "1", "B": "3", "C": "4"}
+    assert settings.environment.image == "other:1"
+    assert settings.timeout_in_minutes == 7
+    assert settings.source.buildspec == "x.yml"
+    assert settings.source_version == "main"
+
+
+def test_a_moved_source_drops_the_projects_version() -> None:
+    project = ProjectSettings.model_validate(a_project())
+    wanted = BuildOverrides.model_validate({"projectName": "demo", "sourceLocationOverride": "https://git.example/c/d.git"})
+    assert effective(project, wanted).source_version is None
+
+
+def test_an_override_that_does_not_fit_its_project_is_refused() -> None:
+    project = ProjectSettings.model_validate(a_project(source={"type": "NO_SOURCE", "buildspec": "version: 0.2"}))
+    wanted = BuildOverrides.model_validate({"projectName": "demo", "sourceTypeOverride": "GIT"})
+    with pytest.raises(ValidationError, match="location is required"):
+        effective(project, wanted)
