@@ -47,3 +47,13 @@ def new_secret(prefix: str) -> str:
 def new_worker_id(hostname: str) -> str:
     """A worker's name for one boot; never used again."""
     return f"{re.sub(r'[^A-Za-z0-9.-]', '-', hostname)[:40]}-{secrets.token_hex(4)}"
+
+
+def staging_prefix(build_id: str, attempt_no: int) -> str:
+    """Where the objects of one attempt lie in the farm's bucket; ends with a slash."""
+    return f"artifacts/{uuid_of(build_id)}/{attempt_no}/"
+
+
+def log_key(build_id: str, attempt_no: int) -> str:
+    """The object that holds the whole log of an ended attempt."""
+    return f"logs/{uuid_of(build_id)}/{attempt_no}.log"

@@ -1,0 +1,88 @@
+"""What an attempt reports while it runs: phases and log chunks. Everything is fenced by attempt and token."""
+
+import hashlib
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from millrace.contract import MAX_LOG_CHUNK_BYTES, PhaseReport
+from millrace.errors import Conflict, InvalidInput, TooLarge
+from millrace.project import BuildSettings
+from millrace.vocabulary import BuildState, PhaseType
+from scheduler.db import Database
+from scheduler.lifecycle import apply, held
+from scheduler.models import Attempt, Build, LogChunk, Phase
+from scheduler.states import BuildEvent
+
+
+def record_phase(db: Database, build_id: str, attempt_no: int, token_hash: str, report: PhaseReport) -> None:
+    """Write down that a phase began or ended. The first one starts the build; FINALIZING makes it FINALIZING."""
+
+    def work(session: Session) -> None:
+        build, _attempt = held(session, build_id, attempt_no, token_hash)
+        if build.state == BuildState.CLAIMED:
+            apply(session, build, BuildEvent.STARTED)
+        if report.phase_type in (PhaseType.UPLOAD_ARTIFACTS, PhaseType.FINALIZING) and build.state == BuildState.RUNNING:
+            apply(session, build, BuildEvent.FINALIZING)
+        phase = session.get(Phase, (build_id, attempt_no, report.phase_type.value))
+        if phase is None:
+            phase = Phase(build_id=build_id, attempt_no=attempt_no, phase_type=report.phase_type.value, contexts=[])
+            session.add(phase)
+        elif phase.ended_ms is not None and report.ended_at_ms is None:
+            return  # a late repeat of the beginning
+        phase.started_ms = report.started_at_ms
+        phase.ended_ms, phase.duration_ms = report.ended_at_ms, report.duration_ms
+        phase.status = report.status.value if report.status else None
+        phase.contexts = [context.model_dump(by_alias=True) for context in report.contexts]
+        if report.resolved_source_version:
+            build.resolved_source_version = report.resolved_source_version
+
+    db.run(work)
+
+
+def store_log(db: Database, build_id: str, attempt_no: int, token_hash: str, *, seq: int, offset: int, data: bytes, sha256: str) -> None:
+    """Keep one chunk of the log. The same chunk twice is fine; a gap or other bytes under the same number are a Conflict."""
+    if len(data) > MAX_LOG_CHUNK_BYTES:
+        raise TooLarge(f"a log chunk has at most {MAX_LOG_CHUNK_BYTES} bytes, this one has {len(data)}")
+    if not data:
+        raise InvalidInput("a log chunk is not empty")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InvalidInput("the log chunk is not what its SHA-256 says", hint="Send it again.")
+
+    def work(session: Session) -> None:
+        _build, attempt = held(session, build_id, attempt_no, token_hash)
+        if seq < attempt.log_chunks:
+            known = session.get(LogChunk, (build_id, attempt_no, seq))
+            if known is None or known.sha256 != sha256:
+                raise Conflict(f"log chunk {seq} is already there with other bytes")
+            return
+        if seq > attempt.log_chunks or offset != attempt.log_bytes:
+            raise Conflict(
+                f"log chunk {seq} at offset {offset} leaves a gap: chunk {attempt.log_chunks} at offset {attempt.log_bytes} is next"
+            )
+        session.add(LogChunk(build_id=build_id, attempt_no=attempt_no, seq=seq, offset=offset, size=len(data), sha256=sha256, data=data))
+        attempt.log_chunks += 1
+        attempt.log_bytes += len(data)
+
+    db.run(work)
+
+
+def settings_of(db: Database, build_id: str, attempt_no: int, token_hash: str) -> BuildSettings:
+    """The settings of the build that this attempt holds: what a grant is checked against. Raises AttemptFenced."""
+
+    def work(session: Session) -> BuildSettings:
+        build, _attempt = held(session, build_id, attempt_no, token_hash)
+        return BuildSettings.model_validate(build.settings)
+
+    return db.run(work)
+
+
+def live(db: Database) -> set[tuple[str, int]]:
+    """Build id and number of every attempt that holds a build now."""
+    with db.reading() as session:
+        rows = session.execute(
+            sa.select(Attempt.build_id, Attempt.attempt_no)
+            .join(Build, sa.and_(Build.id == Attempt.build_id, Build.attempt_no == Attempt.attempt_no))
+            .where(Attempt.ended_ms.is_(None))
+        ).all()
+    return {(row.build_id, row.attempt_no) for row in rows}

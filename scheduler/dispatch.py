@@ -1,0 +1,126 @@
+"""The bell: a Celery message that wakes a worker of a fleet. Losing it costs time, never a build."""
+
+import threading
+import time
+from typing import Final
+
+import sqlalchemy as sa
+from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
+from redis.exceptions import RedisError
+from sqlalchemy.orm import Session
+
+from millrace.log import get_logger
+from millrace.vocabulary import BuildState
+from scheduler.db import Database, now_ms
+from scheduler.models import Build, Outbox
+
+log = get_logger(__name__)
+TASK: Final = "worker.run_build"
+QUIET_S: Final = 3.0
+"""After a failed ring, how long no other is tried, so that a dead Redis does not slow every request down."""
+FORGOTTEN_MS: Final = 10_000
+"""A build that waited this long is rung for again: its message may be lost."""
+
+
+def queue_of(fleet: str) -> str:
+    """The Celery queue of a fleet."""
+    return f"millrace.{fleet}"
+
+
+class Bell:
+    """Rings for builds. Never raises, and never blocks for more than about a second."""
+
+    def __init__(self, broker_url: str) -> None:
+        self._app = Celery("millrace.bell", broker=broker_url, set_as_current=False)
+        self._app.conf.update(
+            task_ignore_result=True,
+            task_serializer="json",
+            accept_content=["json"],
+            broker_connection_timeout=1,
+            broker_transport_options={
+                "visibility_timeout": 300,
+                "socket_timeout": 1,
+                "socket_connect_timeout": 1,
+                "health_check_interval": 10,
+                "max_retries": 0,
+            },
+        )
+        self._lock = threading.Lock()
+        self._quiet_until = 0.0
+
+    def ring(self, build_id: str, fleet: str) -> bool:
+        """Wake a worker of `fleet`; False where the broker did not take the message."""
+        with self._lock:
+            if time.monotonic() < self._quiet_until:
+                return False
+        try:
+            self._app.send_task(TASK, args=[build_id], queue=queue_of(fleet), retry=False, ignore_result=True)
+        except (BrokerError, RedisError, OSError) as error:
+            with self._lock:
+                self._quiet_until = time.monotonic() + QUIET_S
+            log.warning("bell.failed", build_id=build_id, fleet=fleet, why=str(error))
+            return False
+        return True
+
+    def check(self) -> str | None:
+        """None where the broker answers, else what is wrong."""
+        try:
+            with self._app.connection_for_write(connect_timeout=1) as connection:
+                connection.ensure_connection(max_retries=1, timeout=1)
+        except (BrokerError, RedisError, OSError) as error:
+            return str(error) or type(error).__name__
+        return None
+
+
+def ring_now(db: Database, bell: Bell, build_id: str, fleet: str) -> None:
+    """Ring right after the commit that queued a build; what fails here the scheduler rings later."""
+    if bell.ring(build_id, fleet):
+        _mark_sent(db, build_id)
+
+
+def _mark_sent(db: Database, build_id: str) -> None:
+    def work(session: Session) -> None:
+        session.execute(
+            sa.update(Outbox)
+            .where(Outbox.kind == "bell", Outbox.key.like(f"bell/{build_id}/%"), Outbox.sent_ms.is_(None))
+            .values(sent_ms=now_ms())
+        )
+
+    db.run(work)
+
+
+def relay(db: Database, bell: Bell) -> int:
+    """Send what the outbox still holds, and ring again for builds that wait too long. How many messages went out."""
+    with db.reading() as session:
+        due = session.scalars(
+            sa.select(Outbox).where(Outbox.sent_ms.is_(None), Outbox.next_try_ms <= now_ms()).order_by(Outbox.id).limit(500)
+        ).all()
+        forgotten = session.execute(
+            sa.select(Build.fleet, sa.func.min(Build.id))
+            .where(Build.state == BuildState.QUEUED.value, Build.queued_ms < now_ms() - FORGOTTEN_MS)
+            .group_by(Build.fleet)
+        ).all()
+    sent = 0
+    for row in due:
+        done = bell.ring(row.payload["buildId"], row.payload["fleet"])
+        sent += done
+        _note(db, row.id, done)
+    for fleet, build_id in forgotten:
+        sent += bell.ring(build_id, fleet)
+    return sent
+
+
+def _note(db: Database, outbox_id: int, done: bool) -> None:
+    def work(session: Session) -> None:
+        row = session.get(Outbox, outbox_id)
+        if row is None or row.sent_ms is not None:
+            return
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        row.tries += 1
+        if done:
+            row.sent_ms = now
+        else:
+            row.next_try_ms = now + min(60_000, 1000 * 2 ** min(row.tries, 6))
+
+    db.run(work)

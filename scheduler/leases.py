@@ -1,0 +1,204 @@
+"""Who may run a build: claim, renew, expire. The lease is columns of the build's row; `attempt_no` is the fencing number."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from millrace.contract import Claim, ClaimRequest, RenewReply
+from millrace.errors import InvalidInput
+from millrace.ids import new_secret
+from millrace.project import BuildSettings
+from millrace.settings import Settings
+from millrace.vocabulary import BuildState, Reason, Verdict
+from scheduler.db import Database, now_ms
+from scheduler.lifecycle import apply, end_attempt, give_back, held
+from scheduler.models import Attempt, Build, Project, Worker
+from scheduler.states import HELD, BuildEvent
+
+_CLAIM_LOCK: Final = 0x436C616D
+DEADLINE_GRACE_MS: Final = 60_000
+"""How long after a build's deadline its worker may still report before the farm ends the build itself."""
+_HELD_NAMES: Final = tuple(state.value for state in HELD)
+
+
+def hash_token(token: str) -> str:
+    """What is kept of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def build_arn(settings: Settings, build_id: str) -> str:
+    """CodeBuild: the build's ARN."""
+    return f"arn:aws:codebuild:{settings.region}:{settings.account_id}:build/{build_id}"
+
+
+def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | None:
+    """The best waiting build of the worker's fleet, now held by it; None where nothing waits that may run.
+
+    Best is: highest priority, then the project with the fewest builds running, then the longest wait.
+    """
+    if request.protocol != 1:
+        raise InvalidInput(
+            f"worker {request.worker_id} speaks protocol {request.protocol}, this farm speaks 1",
+            hint="Run workers of the same release as the API, or the one before it.",
+        )
+
+    def work(session: Session) -> Claim | None:
+        _see_worker(session, request)
+        if request.free_slots < 1:
+            return None
+        if not db.is_sqlite:  # claims queue up behind one another, so that limits and shares are counted, not guessed
+            session.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
+        build = _best(session, request.fleet)
+        return None if build is None else _take(session, build, request.worker_id, settings)
+
+    return db.run(work)
+
+
+def _best(session: Session, fleet: str) -> Build | None:
+    running = (
+        sa.select(Build.project_name, sa.func.count().label("count"))
+        .where(Build.state.in_(_HELD_NAMES))
+        .group_by(Build.project_name)
+        .subquery()
+    )
+    count = sa.func.coalesce(running.c.count, 0)
+    return session.scalars(
+        sa.select(Build)
+        .join(Project, Project.name == Build.project_name)
+        .outerjoin(running, running.c.project_name == Build.project_name)
+        .where(Build.fleet == fleet, Build.state == BuildState.QUEUED.value, Build.cancel_requested_ms.is_(None))
+        .where(Build.queue_deadline_ms > now_ms())
+        .where(sa.or_(Project.concurrent_build_limit.is_(None), count < Project.concurrent_build_limit))
+        .order_by(Build.priority.desc(), count, Build.queued_ms, Build.number)
+        .limit(1)
+        .with_for_update(of=Build, skip_locked=True)
+    ).first()
+
+
+def _take(session: Session, build: Build, worker_id: str, settings: Settings) -> Claim:
+    now: int = session.execute(sa.select(now_ms())).scalar_one()
+    apply(session, build, BuildEvent.CLAIMED)
+    wanted = BuildSettings.model_validate(build.settings)
+    token = new_secret("att")
+    build.attempt_no += 1
+    build.lease_owner = worker_id
+    build.lease_expires_ms = now + int(settings.lease_ttl_s * 1000)
+    build.first_claimed_ms = build.first_claimed_ms or now
+    build.deadline_ms = now + wanted.timeout_in_minutes * 60_000
+    build.resolved_source_version = None
+    build.marks = {"accepted": build.submitted_ms, "claimed": now}
+    session.add(
+        Attempt(build_id=build.id, attempt_no=build.attempt_no, worker_id=worker_id, token_hash=hash_token(token), claimed_ms=now)
+    )
+    session.flush()
+    return Claim(
+        build_id=build.id,
+        build_arn=build_arn(settings, build.id),
+        build_number=build.number,
+        attempt_no=build.attempt_no,
+        token=token,
+        lease_ttl_s=settings.lease_ttl_s,
+        renew_every_s=settings.renew_every_s,
+        self_fence_s=settings.self_fence_s,
+        deadline_in_s=wanted.timeout_in_minutes * 60,
+        submitted_at_ms=build.submitted_ms,
+        initiator=build.initiator,
+        region=settings.region,
+        settings=wanted,
+    )
+
+
+def _see_worker(session: Session, request: ClaimRequest) -> None:
+    now: int = session.execute(sa.select(now_ms())).scalar_one()
+    worker = session.get(Worker, request.worker_id)
+    if worker is None:
+        worker = Worker(id=request.worker_id, first_seen_ms=now)
+        session.add(worker)
+    worker.fleet, worker.version = request.fleet, request.version
+    worker.slots, worker.free_slots, worker.last_seen_ms = request.slots, request.free_slots, now
+    session.flush()
+
+
+def renew(db: Database, build_id: str, attempt_no: int, token_hash: str, settings: Settings) -> RenewReply:
+    """Another `lease_ttl_s` for the attempt. Raises AttemptFenced where it no longer holds the build."""
+
+    def work(session: Session) -> RenewReply:
+        build, _attempt = held(session, build_id, attempt_no, token_hash)
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        build.lease_expires_ms = now + int(settings.lease_ttl_s * 1000)
+        return RenewReply(
+            lease_ttl_s=settings.lease_ttl_s,
+            cancel_requested=build.cancel_requested_ms is not None,
+            deadline_in_s=((build.deadline_ms or now) - now) / 1000,
+        )
+
+    return db.run(work)
+
+
+def expire(db: Database) -> list[str]:
+    """Take back every build whose lease ran out: queued again, STOPPED where that was asked for, FAULT at the cap."""
+    return _end_each(
+        db,
+        sa.and_(Build.state.in_(_HELD_NAMES), Build.lease_expires_ms < now_ms()),
+        lambda session, build: _lost(session, build),
+    )
+
+
+def _lost(session: Session, build: Build) -> None:
+    message = f"worker {build.lease_owner} went silent while it ran attempt {build.attempt_no}"
+    end_attempt(session, build, Verdict.HANDED_BACK, Reason.WORKER_LOST, message)
+    give_back(session, build, Reason.WORKER_LOST, message)
+
+
+def enforce_deadlines(db: Database) -> list[str]:
+    """End what waited or ran too long: queue time-outs, and builds whose worker did not end them after their deadline."""
+    queued = _end_each(
+        db,
+        sa.and_(Build.state == BuildState.QUEUED.value, Build.queue_deadline_ms < now_ms()),
+        lambda session, build: apply(
+            session,
+            build,
+            BuildEvent.TIMED_OUT,
+            reason=Reason.QUEUE_TIMEOUT,
+            message=f"waited longer than {build.settings.get('queuedTimeoutInMinutes')} minutes in the queue",
+        ),
+    )
+    running = _end_each(
+        db,
+        sa.and_(Build.state.in_(_HELD_NAMES), Build.deadline_ms + DEADLINE_GRACE_MS < now_ms()),
+        _overdue,
+    )
+    return queued + running
+
+
+def _overdue(session: Session, build: Build) -> None:
+    message = "the build ran past its time-out, and its worker did not end it"
+    end_attempt(session, build, Verdict.TIMED_OUT, Reason.TIMEOUT, message)
+    if build.cancel_requested_ms is not None:
+        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped on request")
+        return
+    if build.state != BuildState.FINALIZING:
+        apply(session, build, BuildEvent.FINALIZING)
+    apply(session, build, BuildEvent.TIMED_OUT, reason=Reason.TIMEOUT, message=message)
+
+
+def _end_each(db: Database, due: sa.ColumnElement[bool], end: Callable[[Session, Build], object]) -> list[str]:
+    """`end` each build that is `due`, each in a commit of its own, so that one that fails holds up no other."""
+    with db.reading() as session:
+        ids = session.scalars(sa.select(Build.id).where(due).limit(500)).all()
+    ended = []
+    for build_id in ids:
+
+        def work(session: Session, build_id: str = build_id) -> bool:
+            build = session.scalars(sa.select(Build).where(Build.id == build_id, due).with_for_update()).first()
+            if build is None:  # it moved meanwhile
+                return False
+            end(session, build)
+            return True
+
+        if db.run(work):
+            ended.append(build_id)
+    return ended

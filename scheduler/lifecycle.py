@@ -1,0 +1,230 @@
+"""The sole writer of a build's state. Compare-and-set, with the event row in the same commit and one log line."""
+
+import hashlib
+import json
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from millrace.contract import FinishReport
+from millrace.errors import AttemptFenced, InvalidInput
+from millrace.ids import staging_prefix
+from millrace.log import get_logger
+from millrace.vocabulary import BuildState, Reason, Verdict
+from scheduler.db import Database, now_ms
+from scheduler.models import Artifact, Attempt, Build, Event, LogChunk, Outbox, Phase
+from scheduler.states import HELD, TERMINAL, BuildEvent, after
+
+log = get_logger(__name__)
+
+_VERDICT_EVENTS: Final = {
+    Verdict.SUCCEEDED: BuildEvent.SUCCEEDED,
+    Verdict.FAILED: BuildEvent.FAILED,
+    Verdict.TIMED_OUT: BuildEvent.TIMED_OUT,
+}
+_UNCHARGED: Final = frozenset({Reason.WORKER_SHUTDOWN})
+"""Reasons for which an attempt does not count against the build's cap: nobody's fault, and sure to pass."""
+_NEVER_AGAIN: Final = frozenset({Reason.BUG})
+"""Reasons of ours that a second attempt would only meet again."""
+
+
+def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason | None = None, message: str = "") -> None:
+    """Move `build` (read in this session) by `event`. A terminal move needs a `reason`.
+
+    Raises IllegalTransition where the table knows no such move, AttemptFenced where another moved it meanwhile.
+    """
+    before = BuildState(build.state)
+    then = after(before, event)
+    at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
+    values: dict[str, object] = {"state": then.value}
+    if then in TERMINAL:
+        if reason is None:
+            raise AssertionError(f"{event} ends a build, and so needs a reason")
+        values |= {"reason": reason.value, "message": message, "finished_ms": at_ms, "lease_owner": None, "lease_expires_ms": None}
+    elif event is BuildEvent.REQUEUED:
+        values |= {"lease_owner": None, "lease_expires_ms": None, "queued_ms": at_ms}
+    moved = session.execute(
+        sa.update(Build)
+        .where(Build.id == build.id, Build.state == before.value, Build.attempt_no == build.attempt_no)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    if moved.rowcount != 1:  # type: ignore[attr-defined]  # an update's result is a cursor's
+        raise AttemptFenced(f"build {build.id} was moved by another while it was {before}")
+    for name, value in values.items():
+        sa.orm.attributes.set_committed_value(build, name, value)
+    session.add(
+        Event(
+            build_id=build.id,
+            attempt_no=build.attempt_no,
+            at_ms=at_ms,
+            event=event.value,
+            before=before.value,
+            after=then.value,
+            reason=reason.value if reason else None,
+        )
+    )
+    session.flush()
+    facts = {"build_id": build.id, "attempt_no": build.attempt_no, "before": before.value, "after": then.value}
+    if reason:
+        facts["reason"] = reason.value
+    _log_after_commit(session, f"build.{event.lower()}", facts)
+
+
+def end_attempt(session: Session, build: Build, verdict: Verdict, reason: Reason, message: str) -> Attempt | None:
+    """Close the row of the build's present attempt, which also kills its token; None where there is none."""
+    attempt = session.get(Attempt, (build.id, build.attempt_no))
+    if attempt is None or attempt.ended_ms is not None:
+        return attempt
+    at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
+    attempt.ended_ms, attempt.verdict, attempt.reason, attempt.message = at_ms, verdict.value, reason.value, message
+    session.execute(
+        sa.update(Phase)
+        .where(Phase.build_id == build.id, Phase.attempt_no == build.attempt_no, Phase.ended_ms.is_(None))
+        .where(Phase.phase_type != "COMPLETED")
+        .values(ended_ms=at_ms, duration_ms=at_ms - Phase.started_ms, status="STOPPED" if verdict is Verdict.STOPPED else "FAULT")
+    )
+    return attempt
+
+
+def give_back(session: Session, build: Build, reason: Reason, message: str) -> None:
+    """An attempt is over through no fault of the user's: STOPPED if that was asked for, queued again, or FAULT at the cap."""
+    if build.cancel_requested_ms is not None:
+        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped on request")
+        return
+    if reason not in _UNCHARGED:
+        build.faults += 1
+        session.flush()
+    if reason not in _NEVER_AGAIN and build.faults < build.max_attempts:
+        apply(session, build, BuildEvent.REQUEUED, reason=reason)
+        put_bell(session, build)
+        return
+    apply(session, build, BuildEvent.FAULTED, reason=reason, message=message)
+
+
+def put_bell(session: Session, build: Build) -> None:
+    """Leave word that `build` waits, to be told to its fleet after the commit."""
+    at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
+    session.add(
+        Outbox(
+            kind="bell",
+            key=f"bell/{build.id}/{build.attempt_no}",
+            payload={"buildId": build.id, "fleet": build.fleet},
+            created_ms=at_ms,
+            next_try_ms=at_ms,
+        )
+    )
+
+
+def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report: FinishReport) -> BuildState:
+    """Take an attempt's report: verdict, Reason and visible artifacts in one commit. The build's state afterwards.
+
+    The same report twice does nothing the second time. Raises AttemptFenced where the attempt no longer holds the build.
+    """
+    digest = hashlib.sha256(json.dumps(report.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    foreign = [item.key for item in report.artifacts if not item.key.startswith(staging_prefix(build_id, attempt_no))]
+    if foreign:
+        raise InvalidInput(f"{foreign[0]!r} is not an object of attempt {attempt_no} of {build_id}")
+
+    def work(session: Session) -> BuildState:
+        build, attempt = held(session, build_id, attempt_no, token_hash, finished_with=digest)
+        if attempt.report_sha256 == digest:
+            return BuildState(build.state)
+        attempt.report_sha256 = digest
+        attempt.log_sha256 = report.log.sha256
+        attempt.log_complete = report.log.chunks == attempt.log_chunks and report.log.size_bytes == attempt.log_bytes
+        if not attempt.log_complete:
+            log.warning(
+                "log.gap",
+                build_id=build_id,
+                attempt_no=attempt_no,
+                said_bytes=report.log.size_bytes,
+                stored_bytes=attempt.log_bytes,
+            )
+        if report.resolved_source_version:
+            build.resolved_source_version = report.resolved_source_version
+        build.marks = {**build.marks, **report.marks}
+        build.exit_code = report.exit_code
+        session.flush()
+        end_attempt(session, build, report.verdict, report.reason, report.message)
+        _conclude(session, build, report)
+        return BuildState(build.state)
+
+    return db.run(work)
+
+
+def _conclude(session: Session, build: Build, report: FinishReport) -> None:
+    if build.cancel_requested_ms is not None or report.verdict is Verdict.STOPPED:
+        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message=report.message or "stopped on request")
+        return
+    event = _VERDICT_EVENTS.get(report.verdict)
+    if event is None:  # FAULT or HANDED_BACK
+        give_back(session, build, report.reason, report.message)
+        return
+    if build.state != BuildState.FINALIZING:
+        apply(session, build, BuildEvent.FINALIZING)
+    for item in report.artifacts:
+        session.add(
+            Artifact(
+                build_id=build.id,
+                identifier=item.identifier or "",
+                attempt_no=build.attempt_no,
+                **item.model_dump(exclude={"identifier"}),
+            )
+        )
+    build.exported = [variable.model_dump() for variable in report.exported_variables]
+    session.flush()
+    apply(session, build, event, reason=report.reason, message=report.message)
+
+
+def request_stop(db: Database, build_id: str) -> bool:
+    """Ask for `build_id` to stop: a queued build ends at once, a held one when its worker next renews. False if there is none.
+
+    A finished build stays as it is.
+    """
+
+    def work(session: Session) -> bool:
+        build = session.get(Build, build_id, with_for_update=True)
+        if build is None:
+            return False
+        if BuildState(build.state) in TERMINAL:
+            return True
+        if build.cancel_requested_ms is None:
+            build.cancel_requested_ms = session.execute(sa.select(now_ms())).scalar_one()
+            session.flush()
+        if build.state == BuildState.QUEUED:
+            apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped before it started")
+        return True
+
+    return db.run(work)
+
+
+def held(
+    session: Session, build_id: str, attempt_no: int, token_hash: str, *, finished_with: str | None = None
+) -> tuple[Build, Attempt]:
+    """The build and attempt that this token may write to, locked until the commit.
+
+    Raises AttemptFenced where the attempt is over or was never this one; `finished_with` lets the very report that ended it pass.
+    """
+    build = session.get(Build, build_id, with_for_update=True)
+    attempt = session.get(Attempt, (build_id, attempt_no))
+    if build is None or attempt is None or attempt.token_hash != token_hash:
+        raise AttemptFenced(f"attempt {attempt_no} of {build_id} is not held with this token")
+    if finished_with is not None and attempt.report_sha256 == finished_with:
+        return build, attempt
+    if build.attempt_no != attempt_no or attempt.ended_ms is not None or BuildState(build.state) not in HELD:
+        raise AttemptFenced(f"attempt {attempt_no} of {build_id} is over: the build is {build.state}, attempt {build.attempt_no}")
+    return build, attempt
+
+
+def forget_log(session: Session, build_id: str, attempt_no: int) -> None:
+    """Drop the chunks of a log that now lies in the object store."""
+    session.execute(sa.delete(LogChunk).where(LogChunk.build_id == build_id, LogChunk.attempt_no == attempt_no))
+
+
+def _log_after_commit(session: Session, event: str, facts: dict[str, object]) -> None:
+    def tell(_session: Session) -> None:
+        log.info(event, **facts)
+
+    sa.event.listen(session, "after_commit", tell, once=True)

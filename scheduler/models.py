@@ -1,0 +1,225 @@
+"""The tables. Times are milliseconds since 1970 by the database's clock, or None; JSON columns hold CodeBuild's own names.
+
+`builds.state` is written by `scheduler.lifecycle` and by nothing else.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = sa.JSON
+Ms = sa.BigInteger
+_AUTO = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """The parent of all tables; constraint names are fixed, so that migrations can name them."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Project(Base):
+    """A project. A deleted one stays as a row, so that a build number is never used twice."""
+
+    __tablename__ = "projects"
+    name: Mapped[str] = mapped_column(sa.String(150), primary_key=True)
+    uuid: Mapped[str] = mapped_column(sa.String(36))
+    settings: Mapped[dict[str, Any]] = mapped_column(Json)
+    concurrent_build_limit: Mapped[int | None]
+    last_build_number: Mapped[int] = mapped_column(default=0)
+    created_ms: Mapped[int] = mapped_column(Ms)
+    modified_ms: Mapped[int] = mapped_column(Ms)
+    deleted_ms: Mapped[int | None] = mapped_column(Ms)
+
+
+class Build(Base):
+    """A build: what was asked for, where it stands, who holds it."""
+
+    __tablename__ = "builds"
+    id: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
+    project_name: Mapped[str] = mapped_column(sa.ForeignKey("projects.name"))
+    number: Mapped[int]
+    settings: Mapped[dict[str, Any]] = mapped_column(Json)
+    initiator: Mapped[str] = mapped_column(sa.String(200))
+    fleet: Mapped[str] = mapped_column(sa.String(100))
+    priority: Mapped[int]
+    state: Mapped[str] = mapped_column(sa.String(20))
+    reason: Mapped[str | None] = mapped_column(sa.String(50))
+    message: Mapped[str] = mapped_column(sa.Text, default="")
+    exit_code: Mapped[int | None]
+    attempt_no: Mapped[int] = mapped_column(default=0)
+    faults: Mapped[int] = mapped_column(default=0)
+    max_attempts: Mapped[int]
+    lease_owner: Mapped[str | None] = mapped_column(sa.String(100))
+    lease_expires_ms: Mapped[int | None] = mapped_column(Ms)
+    cancel_requested_ms: Mapped[int | None] = mapped_column(Ms)
+    submitted_ms: Mapped[int] = mapped_column(Ms)
+    queued_ms: Mapped[int] = mapped_column(Ms)
+    queue_deadline_ms: Mapped[int] = mapped_column(Ms)
+    first_claimed_ms: Mapped[int | None] = mapped_column(Ms)
+    deadline_ms: Mapped[int | None] = mapped_column(Ms)
+    finished_ms: Mapped[int | None] = mapped_column(Ms)
+    resolved_source_version: Mapped[str | None] = mapped_column(sa.String(256))
+    exported: Mapped[list[dict[str, str]]] = mapped_column(Json, default=list)
+    marks: Mapped[dict[str, int]] = mapped_column(Json, default=dict)
+    __table_args__ = (
+        sa.UniqueConstraint("project_name", "number"),
+        sa.Index("ix_builds_queue", "fleet", "state", "priority", "queued_ms"),
+        sa.Index("ix_builds_state_lease", "state", "lease_expires_ms"),
+        sa.Index("ix_builds_submitted", "submitted_ms", "id"),
+        sa.Index("ix_builds_project_submitted", "project_name", "submitted_ms", "id"),
+        sa.CheckConstraint("(finished_ms IS NULL) = (reason IS NULL)", name="one_reason_when_ended"),
+    )
+
+
+class Attempt(Base):
+    """One try at a build. `token_hash` lets its worker in until the attempt ends."""
+
+    __tablename__ = "attempts"
+    build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"), primary_key=True)
+    attempt_no: Mapped[int] = mapped_column(primary_key=True)
+    worker_id: Mapped[str] = mapped_column(sa.String(100))
+    token_hash: Mapped[str] = mapped_column(sa.String(64))
+    claimed_ms: Mapped[int] = mapped_column(Ms)
+    ended_ms: Mapped[int | None] = mapped_column(Ms)
+    verdict: Mapped[str | None] = mapped_column(sa.String(20))
+    reason: Mapped[str | None] = mapped_column(sa.String(50))
+    message: Mapped[str] = mapped_column(sa.Text, default="")
+    report_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    log_chunks: Mapped[int] = mapped_column(default=0)
+    log_bytes: Mapped[int] = mapped_column(Ms, default=0)
+    log_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    log_complete: Mapped[bool] = mapped_column(default=False)
+    log_key: Mapped[str | None] = mapped_column(sa.String(300))
+    swept: Mapped[bool] = mapped_column(default=False)
+    __table_args__ = (sa.Index("ix_attempts_ended", "ended_ms"),)
+
+
+class Event(Base):
+    """Every move of every build, written in the same commit as the move."""
+
+    __tablename__ = "events"
+    id: Mapped[int] = mapped_column(_AUTO, primary_key=True, autoincrement=True)
+    build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"), index=True)
+    attempt_no: Mapped[int]
+    at_ms: Mapped[int] = mapped_column(Ms)
+    event: Mapped[str] = mapped_column(sa.String(20))
+    before: Mapped[str] = mapped_column(sa.String(20))
+    after: Mapped[str] = mapped_column(sa.String(20))
+    reason: Mapped[str | None] = mapped_column(sa.String(50))
+
+
+class Phase(Base):
+    """One phase of one attempt, as its worker reported it."""
+
+    __tablename__ = "phases"
+    build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"), primary_key=True)
+    attempt_no: Mapped[int] = mapped_column(primary_key=True)
+    phase_type: Mapped[str] = mapped_column(sa.String(20), primary_key=True)
+    status: Mapped[str | None] = mapped_column(sa.String(20))
+    started_ms: Mapped[int] = mapped_column(Ms)
+    ended_ms: Mapped[int | None] = mapped_column(Ms)
+    duration_ms: Mapped[int | None] = mapped_column(Ms)
+    contexts: Mapped[list[dict[str, str]]] = mapped_column(Json, default=list)
+
+
+class LogChunk(Base):
+    """A piece of a build's log, until the sweeper moves the whole log to the object store."""
+
+    __tablename__ = "log_chunks"
+    build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"), primary_key=True)
+    attempt_no: Mapped[int] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    offset: Mapped[int] = mapped_column(Ms)
+    size: Mapped[int]
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    data: Mapped[bytes] = mapped_column(sa.LargeBinary)
+
+
+class Artifact(Base):
+    """An object that the build's winning attempt made visible, in the commit that ended the build."""
+
+    __tablename__ = "artifacts"
+    build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"), primary_key=True)
+    identifier: Mapped[str] = mapped_column(sa.String(128), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(1024), primary_key=True)
+    attempt_no: Mapped[int]
+    key: Mapped[str] = mapped_column(sa.String(1200))
+    size_bytes: Mapped[int] = mapped_column(Ms)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    md5: Mapped[str] = mapped_column(sa.String(32))
+    packaging: Mapped[str] = mapped_column(sa.String(10))
+    file_count: Mapped[int]
+
+
+class Outbox(Base):
+    """What must be told to the outside after a commit. `key` makes telling twice one row."""
+
+    __tablename__ = "outbox"
+    id: Mapped[int] = mapped_column(_AUTO, primary_key=True, autoincrement=True)
+    kind: Mapped[str] = mapped_column(sa.String(30))
+    key: Mapped[str] = mapped_column(sa.String(300), unique=True)
+    payload: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_ms: Mapped[int] = mapped_column(Ms)
+    sent_ms: Mapped[int | None] = mapped_column(Ms)
+    tries: Mapped[int] = mapped_column(default=0)
+    next_try_ms: Mapped[int] = mapped_column(Ms)
+    __table_args__ = (
+        sa.Index("ix_outbox_unsent", "next_try_ms", sqlite_where=sa.text("sent_ms IS NULL"), postgresql_where=sa.text("sent_ms IS NULL")),
+    )
+
+
+class Idempotency(Base):
+    """A request's key and what it made, for 24 hours."""
+
+    __tablename__ = "idempotency"
+    scope: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(sa.String(64))
+    build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"))
+    created_ms: Mapped[int] = mapped_column(Ms)
+
+
+class Worker(Base):
+    """A worker as it last showed itself."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
+    fleet: Mapped[str] = mapped_column(sa.String(100))
+    version: Mapped[str] = mapped_column(sa.String(50))
+    slots: Mapped[int]
+    free_slots: Mapped[int]
+    first_seen_ms: Mapped[int] = mapped_column(Ms)
+    last_seen_ms: Mapped[int] = mapped_column(Ms)
+
+
+class Token(Base):
+    """An API or worker token. Only its hash is kept."""
+
+    __tablename__ = "tokens"
+    id: Mapped[str] = mapped_column(sa.String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(100))
+    scope: Mapped[str] = mapped_column(sa.String(20))
+    project_name: Mapped[str | None] = mapped_column(sa.String(150))
+    hash: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    created_ms: Mapped[int] = mapped_column(Ms)
+    expires_ms: Mapped[int | None] = mapped_column(Ms)
+    revoked_ms: Mapped[int | None] = mapped_column(Ms)
+
+
+class Leader(Base):
+    """Which scheduler acts, by lease; the others look on."""
+
+    __tablename__ = "leaders"
+    name: Mapped[str] = mapped_column(sa.String(50), primary_key=True)
+    owner: Mapped[str] = mapped_column(sa.String(100))
+    expires_ms: Mapped[int] = mapped_column(Ms)

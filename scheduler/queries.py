@@ -1,0 +1,326 @@
+"""What can be asked of the records. Reads only."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from millrace.errors import InvalidInput
+from millrace.project import BuildSettings
+from millrace.settings import Settings
+from millrace.storage import Store
+from millrace.vocabulary import BuildState, PhaseType, Reason, StatusType
+from scheduler.db import Database
+from scheduler.models import Artifact, Attempt, Build, LogChunk, Phase
+from scheduler.states import TERMINAL
+
+_ORDER = {phase.value: number for number, phase in enumerate(PhaseType)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRecord:
+    """One phase. A running one has no status and no end; `contexts` is None where CodeBuild sends none."""
+
+    phase_type: PhaseType
+    status: StatusType | None
+    started_ms: int
+    ended_ms: int | None
+    duration_ms: int | None
+    contexts: Sequence[Mapping[str, str]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactRecord:
+    """A visible artifact. `identifier` is empty for the primary one."""
+
+    name: str
+    identifier: str
+    key: str
+    size_bytes: int
+    sha256: str
+    md5: str
+    packaging: str
+    file_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptRecord:
+    """One try at the build."""
+
+    attempt_no: int
+    worker_id: str
+    claimed_ms: int
+    ended_ms: int | None
+    verdict: str | None
+    reason: str | None
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRecord:
+    """Everything there is to show of a build. Phases are those of its present attempt."""
+
+    id: str
+    project_name: str
+    number: int
+    settings: BuildSettings
+    initiator: str
+    fleet: str
+    priority: int
+    state: BuildState
+    reason: Reason | None
+    message: str
+    exit_code: int | None
+    attempt_no: int
+    attempts: Sequence[AttemptRecord]
+    cancel_requested: bool
+    submitted_ms: int
+    finished_ms: int | None
+    resolved_source_version: str | None
+    exported: Sequence[Mapping[str, str]]
+    marks: Mapping[str, int]
+    phases: Sequence[PhaseRecord]
+    artifacts: Sequence[ArtifactRecord]
+
+    @property
+    def ended(self) -> bool:
+        """True where nothing will change any more."""
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogInfo:
+    """How much there is of an attempt's log. `ended`: no more will come; `complete`: all that the worker wrote is here."""
+
+    attempt_no: int
+    size_bytes: int
+    ended: bool
+    complete: bool
+    state: BuildState
+    reason: Reason | None
+
+
+def get_build(db: Database, build_id: str) -> BuildRecord | None:
+    """The build with its phases, attempts and artifacts; None where there is none."""
+    if "\x00" in build_id:
+        return None
+    with db.reading() as session:
+        build = session.get(Build, build_id)
+        return None if build is None else _full(session, [build])[0]
+
+
+def find_builds(
+    db: Database,
+    *,
+    project: str | None = None,
+    states: Sequence[BuildState] = (),
+    limit: int = 50,
+    cursor: str | None = None,
+) -> tuple[Sequence[BuildRecord], str | None]:
+    """Builds, newest first, at most `limit`; and the cursor to go on with, or None. Raises InvalidInput for a bad cursor."""
+    query = sa.select(Build).order_by(Build.submitted_ms.desc(), Build.id.desc()).limit(limit + 1)
+    if project is not None:
+        query = query.where(Build.project_name == project)
+    if states:
+        query = query.where(Build.state.in_([state.value for state in states]))
+    if cursor is not None:
+        query = query.where(sa.tuple_(Build.submitted_ms, Build.id) < sa.tuple_(*_read_cursor(cursor)))
+    with db.reading() as session:
+        rows = session.scalars(query).all()
+        page = rows[:limit]
+        records = _full(session, page)
+    return records, _cursor(page[-1]) if len(rows) > limit else None
+
+
+def _cursor(build: Build) -> str:
+    return base64.urlsafe_b64encode(f"{build.submitted_ms} {build.id}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[int, str]:
+    try:
+        moment, _, build_id = base64.urlsafe_b64decode(cursor.encode()).decode().partition(" ")
+        return int(moment), build_id
+    except (ValueError, binascii.Error) as error:
+        raise InvalidInput("the cursor is none of ours", hint="Use nextCursor of the page before, unchanged.") from error
+
+
+def _full(session: Session, builds: Sequence[Build]) -> list[BuildRecord]:
+    ids = [build.id for build in builds]
+    phases: dict[str, list[Phase]] = {}
+    for phase in session.scalars(sa.select(Phase).where(Phase.build_id.in_(ids))):
+        phases.setdefault(phase.build_id, []).append(phase)
+    attempts: dict[str, list[Attempt]] = {}
+    for attempt in session.scalars(sa.select(Attempt).where(Attempt.build_id.in_(ids)).order_by(Attempt.attempt_no)):
+        attempts.setdefault(attempt.build_id, []).append(attempt)
+    artifacts: dict[str, list[Artifact]] = {}
+    for artifact in session.scalars(
+        sa.select(Artifact).where(Artifact.build_id.in_(ids)).order_by(Artifact.identifier, Artifact.name)
+    ):
+        artifacts.setdefault(artifact.build_id, []).append(artifact)
+    return [_build(b, phases.get(b.id, []), attempts.get(b.id, []), artifacts.get(b.id, [])) for b in builds]
+
+
+def _build(build: Build, phases: list[Phase], attempts: list[Attempt], artifacts: list[Artifact]) -> BuildRecord:
+    return BuildRecord(
+        id=build.id,
+        project_name=build.project_name,
+        number=build.number,
+        settings=BuildSettings.model_validate(build.settings),
+        initiator=build.initiator,
+        fleet=build.fleet,
+        priority=build.priority,
+        state=BuildState(build.state),
+        reason=Reason(build.reason) if build.reason else None,
+        message=build.message,
+        exit_code=build.exit_code,
+        attempt_no=build.attempt_no,
+        attempts=[
+            AttemptRecord(
+                attempt_no=a.attempt_no,
+                worker_id=a.worker_id,
+                claimed_ms=a.claimed_ms,
+                ended_ms=a.ended_ms,
+                verdict=a.verdict,
+                reason=a.reason,
+                message=a.message,
+            )
+            for a in attempts
+        ],
+        cancel_requested=build.cancel_requested_ms is not None,
+        submitted_ms=build.submitted_ms,
+        finished_ms=build.finished_ms,
+        resolved_source_version=build.resolved_source_version,
+        exported=build.exported,
+        marks=build.marks,
+        phases=_phases(build, [p for p in phases if p.attempt_no == build.attempt_no]),
+        artifacts=[
+            ArtifactRecord(
+                name=a.name,
+                identifier=a.identifier,
+                key=a.key,
+                size_bytes=a.size_bytes,
+                sha256=a.sha256,
+                md5=a.md5,
+                packaging=a.packaging,
+                file_count=a.file_count,
+            )
+            for a in artifacts
+        ],
+    )
+
+
+def _phases(build: Build, reported: list[Phase]) -> list[PhaseRecord]:
+    """SUBMITTED and QUEUED from the build's own times, then what the attempt reported, then COMPLETED (CodeBuild: phases)."""
+    state = BuildState(build.state)
+    claimed = build.first_claimed_ms
+    waiting = state is BuildState.QUEUED
+    never_ran = state in TERMINAL and claimed is None
+    queue_end = None if waiting else build.finished_ms if never_ran else claimed
+    queue_status: StatusType | None = None if waiting else StatusType.SUCCEEDED
+    if never_ran:
+        queue_status = StatusType(state.value)
+    records = [
+        PhaseRecord(
+            phase_type=PhaseType.SUBMITTED,
+            status=StatusType.SUCCEEDED,
+            started_ms=build.submitted_ms,
+            ended_ms=build.submitted_ms,
+            duration_ms=0,
+            contexts=None,
+        ),
+        PhaseRecord(
+            phase_type=PhaseType.QUEUED,
+            status=queue_status,
+            started_ms=build.submitted_ms,
+            ended_ms=queue_end,
+            duration_ms=None if queue_end is None else queue_end - build.submitted_ms,
+            contexts=None,
+        ),
+    ]
+    if not waiting:
+        records += [
+            PhaseRecord(
+                phase_type=PhaseType(p.phase_type),
+                status=StatusType(p.status) if p.status else None,
+                started_ms=p.started_ms,
+                ended_ms=p.ended_ms,
+                duration_ms=p.duration_ms,
+                contexts=None if p.ended_ms is None or p.status == StatusType.STOPPED else p.contexts,
+            )
+            for p in sorted(reported, key=lambda p: _ORDER[p.phase_type])
+            if p.phase_type != PhaseType.COMPLETED
+        ]
+    if build.finished_ms is not None:
+        records.append(
+            PhaseRecord(
+                phase_type=PhaseType.COMPLETED,
+                status=None,
+                started_ms=build.finished_ms,
+                ended_ms=None,
+                duration_ms=None,
+                contexts=None,
+            )
+        )
+    return records
+
+
+def log_info(db: Database, build_id: str, attempt_no: int | None = None) -> LogInfo | None:
+    """How long the log of an attempt is, by default of the newest; None where there is no such build."""
+    with db.reading() as session:
+        build = session.get(Build, build_id)
+        if build is None:
+            return None
+        number = build.attempt_no if attempt_no is None else attempt_no
+        attempt = session.get(Attempt, (build_id, number))
+        state = BuildState(build.state)
+        return LogInfo(
+            attempt_no=number,
+            size_bytes=attempt.log_bytes if attempt else 0,
+            ended=attempt.ended_ms is not None if attempt else state in TERMINAL,
+            complete=attempt.log_complete if attempt else state in TERMINAL,
+            state=state,
+            reason=Reason(build.reason) if build.reason else None,
+        )
+
+
+def read_log(db: Database, store: Store, settings: Settings, build_id: str, attempt_no: int, offset: int, max_bytes: int) -> bytes:
+    """Up to `max_bytes` of an attempt's log from byte `offset`; b"" at the present end. Raises InfraProblem where the store fails."""
+    with db.reading() as session:
+        attempt = session.get(Attempt, (build_id, attempt_no))
+        if attempt is None:
+            return b""
+        if attempt.log_key is None:
+            rows = session.execute(
+                sa.select(LogChunk.offset, LogChunk.data)
+                .where(LogChunk.build_id == build_id, LogChunk.attempt_no == attempt_no, LogChunk.offset + LogChunk.size > offset)
+                .order_by(LogChunk.seq)
+                .limit(max(1, max_bytes // 4096))
+            )
+            return _join(rows.all(), offset, max_bytes)
+    if offset >= attempt.log_bytes:
+        return b""
+    with store.open(settings.bucket, attempt.log_key, offset=offset) as body:
+        return body.read(max_bytes)
+
+
+def _join(rows: Sequence[sa.Row[tuple[int, bytes]]], offset: int, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    for start, data in rows:
+        part = bytes(data)[max(0, offset - start) :][: max_bytes - size]
+        parts.append(part)
+        size += len(part)
+        if size >= max_bytes:
+            break
+    return b"".join(parts)
+
+
+def artifact(db: Database, build_id: str, name: str, identifier: str = "") -> ArtifactRecord | None:
+    """One visible artifact by its name."""
+    record = get_build(db, build_id)
+    if record is None:
+        return None
+    return next((item for item in record.artifacts if item.name == name and item.identifier == identifier), None)

@@ -1,0 +1,184 @@
+"""What must happen even when nobody asks: lost leases, deadlines, unsent messages, logs to be put away, leftovers."""
+
+import hashlib
+import threading
+import uuid
+from typing import BinaryIO, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from millrace.errors import InfraProblem, Unavailable
+from millrace.ids import log_key, staging_prefix
+from millrace.log import get_logger
+from millrace.settings import Settings
+from millrace.storage import Store
+from scheduler import dispatch, leases
+from scheduler.db import Database, now_ms
+from scheduler.lifecycle import forget_log
+from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Outbox
+
+log = get_logger(__name__)
+_DAY_MS: Final = 86_400_000
+_LOG_SETTLES_MS: Final = 5_000
+"""How long after its end an attempt's log stays in the database, where those who follow it read it."""
+
+
+class Sweeper:
+    """One scheduler. Several may run; the one that holds the leader's lease acts."""
+
+    def __init__(self, db: Database, bell: dispatch.Bell, store: Store, settings: Settings) -> None:
+        self._db, self._bell, self._store, self._settings = db, bell, store, settings
+        self._name = f"{settings.host}-{uuid.uuid4().hex[:8]}"
+
+    def sweep(self) -> bool:
+        """One round. False where another scheduler acts. Raises Unavailable where the database is away."""
+        if not self._lead():
+            return False
+        for build_id in leases.expire(self._db):
+            log.warning("lease.expired", build_id=build_id)
+        leases.enforce_deadlines(self._db)
+        dispatch.relay(self._db, self._bell)
+        try:
+            self._put_logs_away()
+            self._drop_losers()
+        except InfraProblem as problem:
+            log.warning("sweep.store_failed", why=problem.message)
+        self._forget_old_rows()
+        return True
+
+    def run_forever(self, stop: threading.Event) -> None:
+        """Sweep every `sweep_every_s` seconds until `stop`; what fails is logged and tried again in the next round."""
+        log.info("scheduler.started", name=self._name)
+        while not stop.is_set():
+            try:
+                self.sweep()
+            except Unavailable as problem:
+                log.warning("sweep.database_away", why=problem.message)
+            stop.wait(self._settings.sweep_every_s)
+        self._resign()
+        log.info("scheduler.stopped", name=self._name)
+
+    def _lead(self) -> bool:
+        lease_ms = int(max(3 * self._settings.sweep_every_s, 1) * 1000)
+
+        def work(session: Session) -> bool:
+            now: int = session.execute(sa.select(now_ms())).scalar_one()
+            row = session.get(Leader, "sweeper", with_for_update=True)
+            if row is None:
+                session.add(Leader(name="sweeper", owner=self._name, expires_ms=now + lease_ms))
+                return True
+            if row.owner != self._name and row.expires_ms > now:
+                return False
+            row.owner, row.expires_ms = self._name, now + lease_ms
+            return True
+
+        try:
+            return self._db.run(work)
+        except sa.exc.IntegrityError:  # two started at once, and the other was first
+            return False
+
+    def _resign(self) -> None:
+        def work(session: Session) -> None:
+            session.execute(sa.delete(Leader).where(Leader.name == "sweeper", Leader.owner == self._name))
+
+        try:
+            self._db.run(work)
+        except Unavailable as problem:
+            log.warning("sweep.database_away", why=problem.message)
+
+    def _put_logs_away(self) -> None:
+        with self._db.reading() as session:
+            ended = session.scalars(
+                sa.select(Attempt)
+                .where(Attempt.ended_ms < now_ms() - _LOG_SETTLES_MS, Attempt.log_key.is_(None), Attempt.log_bytes > 0)
+                .limit(50)
+            ).all()
+        for attempt in ended:
+            key = log_key(attempt.build_id, attempt.attempt_no)
+            body = _ChunkReader(self._db, attempt.build_id, attempt.attempt_no)
+            self._store.put(self._settings.bucket, key, _as_file(body), size_bytes=attempt.log_bytes)
+            self._now_in_store(attempt, key, body.sha256)
+
+    def _now_in_store(self, attempt: Attempt, key: str, sha256: str) -> None:
+        def work(session: Session) -> None:
+            row = session.get(Attempt, (attempt.build_id, attempt.attempt_no), with_for_update=True)
+            if row is None or row.log_key is not None:
+                return
+            if row.log_complete and row.log_sha256 != sha256:
+                log.error("log.hash_differs", build_id=row.build_id, attempt_no=row.attempt_no)
+                row.log_complete = False
+            row.log_key = key
+            forget_log(session, row.build_id, row.attempt_no)
+
+        self._db.run(work)
+
+    def _drop_losers(self) -> None:
+        """Remove what attempts uploaded that nobody may see, a day after they ended."""
+        visible = sa.select(Artifact.build_id).where(
+            Artifact.build_id == Attempt.build_id, Artifact.attempt_no == Attempt.attempt_no
+        )
+        with self._db.reading() as session:
+            losers = session.execute(
+                sa.select(Attempt.build_id, Attempt.attempt_no)
+                .where(Attempt.ended_ms < now_ms() - _DAY_MS, Attempt.swept.is_(False), ~visible.exists())
+                .limit(50)
+            ).all()
+        for build_id, attempt_no in losers:
+            self._store.delete_prefix(self._settings.bucket, staging_prefix(build_id, attempt_no))
+
+            def work(session: Session, build_id: str = build_id, attempt_no: int = attempt_no) -> None:
+                session.execute(
+                    sa.update(Attempt).where(Attempt.build_id == build_id, Attempt.attempt_no == attempt_no).values(swept=True)
+                )
+
+            self._db.run(work)
+
+    def _forget_old_rows(self) -> None:
+        def work(session: Session) -> None:
+            session.execute(sa.delete(Idempotency).where(Idempotency.created_ms < now_ms() - _DAY_MS))
+            session.execute(sa.delete(Outbox).where(Outbox.sent_ms < now_ms() - _DAY_MS))
+
+        self._db.run(work)
+
+
+class _ChunkReader:
+    """An attempt's chunks as one stream, a chunk in memory at a time."""
+
+    def __init__(self, db: Database, build_id: str, attempt_no: int) -> None:
+        self._db, self._build_id, self._attempt_no = db, build_id, attempt_no
+        self._seq, self._rest = 0, b""
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read so far."""
+        return self._hash.hexdigest()
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's `read`."""
+        parts: list[bytes] = []
+        wanted = size if size >= 0 else 1 << 62
+        while wanted > 0:
+            if not self._rest and not self._next():
+                break
+            part, self._rest = self._rest[:wanted], self._rest[wanted:]
+            parts.append(part)
+            wanted -= len(part)
+        data = b"".join(parts)
+        self._hash.update(data)
+        return data
+
+    def _next(self) -> bool:
+        with self._db.reading() as session:
+            chunk = session.get(LogChunk, (self._build_id, self._attempt_no, self._seq))
+            if chunk is None:
+                return False
+            self._rest = bytes(chunk.data)
+        self._seq += 1
+        return True
+
+
+def _as_file(reader: _ChunkReader) -> BinaryIO:
+    """Typed as the file that it behaves like."""
+    return reader  # type: ignore[return-value]  # it has the one method that a store reads with
