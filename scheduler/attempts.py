@@ -40,7 +40,9 @@ def record_phase(db: Database, build_id: str, attempt_no: int, token_hash: str, 
     db.run(work)
 
 
-def store_log(db: Database, build_id: str, attempt_no: int, token_hash: str, *, seq: int, offset: int, data: bytes, sha256: str) -> None:
+def store_log(
+    db: Database, build_id: str, attempt_no: int, token_hash: str, *, seq: int, offset: int, data: bytes, sha256: str
+) -> None:
     """Keep one chunk of the log. The same chunk twice is fine; a gap or other bytes under the same number are a Conflict."""
     if len(data) > MAX_LOG_CHUNK_BYTES:
         raise TooLarge(f"a log chunk has at most {MAX_LOG_CHUNK_BYTES} bytes, this one has {len(data)}")
@@ -58,9 +60,12 @@ def store_log(db: Database, build_id: str, attempt_no: int, token_hash: str, *, 
             return
         if seq > attempt.log_chunks or offset != attempt.log_bytes:
             raise Conflict(
-                f"log chunk {seq} at offset {offset} leaves a gap: chunk {attempt.log_chunks} at offset {attempt.log_bytes} is next"
+                f"log chunk {seq} at offset {offset} leaves a gap: "
+                f"chunk {attempt.log_chunks} at offset {attempt.log_bytes} is next"
             )
-        session.add(LogChunk(build_id=build_id, attempt_no=attempt_no, seq=seq, offset=offset, size=len(data), sha256=sha256, data=data))
+        session.add(
+            LogChunk(build_id=build_id, attempt_no=attempt_no, seq=seq, offset=offset, size=len(data), sha256=sha256, data=data)
+        )
         attempt.log_chunks += 1
         attempt.log_bytes += len(data)
 

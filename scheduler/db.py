@@ -33,8 +33,8 @@ _MIGRATION_LOCK = 0x4D696C6C  # any number that only we use
 _migrating = threading.Lock()
 
 
-class now_ms(FunctionElement[int]):  # noqa: N801  # reads as the SQL function that it is
-    """The database's clock, in milliseconds since 1970."""
+class now_ms(FunctionElement[int]):
+    """The database's clock, in milliseconds since 1970. Named as the SQL function that it is."""
 
     type = sa.BigInteger()
     inherit_cache = True
@@ -66,7 +66,9 @@ class Database:
         if self.is_sqlite:
             if parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.engine = sa.create_engine(url, connect_args={"timeout": 10, "check_same_thread": False}, pool_size=20, max_overflow=60)
+            self.engine = sa.create_engine(
+                url, connect_args={"timeout": 10, "check_same_thread": False}, pool_size=20, max_overflow=60
+            )
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         else:
@@ -134,7 +136,9 @@ class Database:
         except DBAPIError as error:
             raise _translated(error) from error
         if current != head:
-            raise OldSchema(f"the database's schema is {current or 'empty'}, this release needs {head}", hint="Run 'millrace migrate'.")
+            raise OldSchema(
+                f"the database's schema is {current or 'empty'}, this release needs {head}", hint="Run 'millrace migrate'."
+            )
 
     def dispose(self) -> None:
         """Close all connections."""

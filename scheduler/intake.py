@@ -54,7 +54,8 @@ def submit(db: Database, request: BuildRequest, settings: Settings) -> Submitted
         project = session.get(Project, request.overrides.project_name, with_for_update=True)
         if project is None or project.deleted_ms is not None:
             raise NotFound(
-                f"there is no project {request.overrides.project_name!r}", hint="POST /v1/projects makes one; GET /v1/projects lists them."
+                f"there is no project {request.overrides.project_name!r}",
+                hint="POST /v1/projects makes one; GET /v1/projects lists them.",
             )
         wanted = _settings(project, request.overrides)
         build = _record(session, project, wanted, request, settings)

@@ -41,7 +41,13 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
     if then in TERMINAL:
         if reason is None:
             raise AssertionError(f"{event} ends a build, and so needs a reason")
-        values |= {"reason": reason.value, "message": message, "finished_ms": at_ms, "lease_owner": None, "lease_expires_ms": None}
+        values |= {
+            "reason": reason.value,
+            "message": message,
+            "finished_ms": at_ms,
+            "lease_owner": None,
+            "lease_expires_ms": None,
+        }
     elif event is BuildEvent.REQUEUED:
         values |= {"lease_owner": None, "lease_expires_ms": None, "queued_ms": at_ms}
     moved = session.execute(

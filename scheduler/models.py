@@ -174,7 +174,12 @@ class Outbox(Base):
     tries: Mapped[int] = mapped_column(default=0)
     next_try_ms: Mapped[int] = mapped_column(Ms)
     __table_args__ = (
-        sa.Index("ix_outbox_unsent", "next_try_ms", sqlite_where=sa.text("sent_ms IS NULL"), postgresql_where=sa.text("sent_ms IS NULL")),
+        sa.Index(
+            "ix_outbox_unsent",
+            "next_try_ms",
+            sqlite_where=sa.text("sent_ms IS NULL"),
+            postgresql_where=sa.text("sent_ms IS NULL"),
+        ),
     )
 
 

@@ -31,7 +31,9 @@ def create(db: Database, settings: ProjectSettings) -> ProjectRecord:
         now: int = session.execute(sa.select(now_ms())).scalar_one()
         row = session.get(Project, settings.name, with_for_update=True)
         if row is not None and row.deleted_ms is None:
-            raise AlreadyExists(f"project {settings.name} exists", hint=f"PUT /v1/projects/{settings.name} replaces its settings.")
+            raise AlreadyExists(
+                f"project {settings.name} exists", hint=f"PUT /v1/projects/{settings.name} replaces its settings."
+            )
         if row is None:
             row = Project(name=settings.name, last_build_number=0)
             session.add(row)
@@ -79,7 +81,9 @@ def get(db: Database, name: str) -> ProjectRecord:
         return _record(_living(session, name))
 
 
-def find(db: Database, *, only: str | None = None, limit: int = 100, after: str | None = None) -> tuple[Sequence[ProjectRecord], str | None]:
+def find(
+    db: Database, *, only: str | None = None, limit: int = 100, after: str | None = None
+) -> tuple[Sequence[ProjectRecord], str | None]:
     """Projects by name, at most `limit`, from behind `after`; and where to go on, or None. `only` restricts to one name."""
     query = sa.select(Project).where(Project.deleted_ms.is_(None)).order_by(Project.name).limit(limit + 1)
     if only is not None:
@@ -107,5 +111,8 @@ def _fill(row: Project, settings: ProjectSettings) -> None:
 
 def _record(row: Project) -> ProjectRecord:
     return ProjectRecord(
-        settings=ProjectSettings.model_validate(row.settings), uuid=row.uuid, created_ms=row.created_ms, modified_ms=row.modified_ms
+        settings=ProjectSettings.model_validate(row.settings),
+        uuid=row.uuid,
+        created_ms=row.created_ms,
+        modified_ms=row.modified_ms,
     )

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from millrace.storage import Store
 from sqlalchemy.orm import Session
 
 from millrace.errors import InvalidInput
 from millrace.project import BuildSettings
 from millrace.settings import Settings
-from millrace.storage import Store
 from millrace.vocabulary import BuildState, PhaseType, Reason, StatusType
 from scheduler.db import Database
 from scheduler.models import Artifact, Attempt, Build, LogChunk, Phase
@@ -286,8 +286,13 @@ def log_info(db: Database, build_id: str, attempt_no: int | None = None) -> LogI
         )
 
 
-def read_log(db: Database, store: Store, settings: Settings, build_id: str, attempt_no: int, offset: int, max_bytes: int) -> bytes:
-    """Up to `max_bytes` of an attempt's log from byte `offset`; b"" at the present end. Raises InfraProblem where the store fails."""
+def read_log(
+    db: Database, store: Store, settings: Settings, build_id: str, attempt_no: int, offset: int, max_bytes: int
+) -> bytes:
+    """Up to `max_bytes` of an attempt's log from byte `offset`; b"" at the present end.
+
+    Raises InfraProblem where the store fails.
+    """
     with db.reading() as session:
         attempt = session.get(Attempt, (build_id, attempt_no))
         if attempt is None:

@@ -62,9 +62,10 @@ def page() -> str:
         "# The states of a build\n\n"
         "Made from `scheduler/states.py` by `python -m scheduler.states > docs/states.md`; a test compares the two.\n\n"
         f"```mermaid\n{diagram()}\n```\n\n"
-        "CLAIMED, RUNNING and FINALIZING are held by one attempt through a lease. REQUEUED happens when a lease is lost or handed back, or\n"
-        "when our side failed, and attempts are left. A wish to stop is not a state but a column, `cancel_requested_ms`: whoever next\n"
-        "moves the build sees it, and the build ends STOPPED. CodeBuild's `buildStatus` is IN_PROGRESS in every state that is not terminal.\n"
+        "CLAIMED, RUNNING and FINALIZING are held by one attempt through a lease. REQUEUED happens when a lease is\n"
+        "lost or handed back, or when our side failed, and attempts are left. A wish to stop is not a state but a\n"
+        "column, `cancel_requested_ms`: whoever next moves the build sees it, and the build ends STOPPED. CodeBuild's\n"
+        "`buildStatus` is IN_PROGRESS in every state that is not terminal.\n"
     )
 
 

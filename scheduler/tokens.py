@@ -35,7 +35,9 @@ class TokenRecord:
     revoked_ms: int | None
 
 
-def create(db: Database, name: str, scope: TokenScope, *, project: str | None = None, days: int | None = None, secret: str | None = None) -> str:
+def create(
+    db: Database, name: str, scope: TokenScope, *, project: str | None = None, days: int | None = None, secret: str | None = None
+) -> str:
     """Make a token and return it, for the only time. `days` None: it does not expire. `secret` None: made here.
 
     Raises InvalidInput where scope and project do not go together, NotFound for an unknown project.
