@@ -1,0 +1,67 @@
+#!/bin/sh
+# The first process of a build's container, below its init. It runs one command text after another, each in a shell of its own.
+#
+# On stdin, one line each:
+#   hello NONCE      answered by the mark "NONCE 0 ready"; the exported variables are left in CONTROL/0.env
+#   run N SHELL      runs CONTROL/N.run.sh in SHELL, leaves its status in CONTROL/N.status, answers "NONCE N STATUS",
+#                    or "NONCE N noshell" where the image has no SHELL
+#   term             ends every other process of the container with TERM
+# A mark stands between two bytes 0x1e. stdout and stderr are one stream, so a mark comes after all that its command wrote.
+# When stdin ends, the worker has gone: everything is ended.
+#
+# It needs a POSIX sh and nothing else, and must run under dash, busybox and bash. The reader of stdin and the runner of
+# commands are the two ends of a pipeline, not a background job: POSIX makes a background job ignore INT and QUIT, and every
+# command would inherit that. The traps keep TERM from ending the runner; a command's shell gets the default back.
+
+control=${1:-/codebuild/output/tmp}
+first=$PPID
+
+listen() {
+    trap : HUP INT TERM USR1 USR2
+    while IFS= read -r line; do
+        case $line in
+            term) signal TERM ;;
+            *) printf '%s\n' "$line" ;;
+        esac
+    done
+    signal TERM
+    sleep 5
+    signal KILL
+}
+
+# Every process that we may signal but the init, which the kernel spares, and this one. Outside a container that would be every
+# process of the host, so it is done only right below an init.
+signal() {
+    if [ "$first" = 1 ]; then
+        kill -s "$1" -- -1
+    fi
+}
+
+work() {
+    trap : HUP INT TERM USR1 USR2
+    while read -r verb number word; do
+        case $verb in
+            hello)
+                nonce=$number
+                { { export -p; } >"$control/0.env"; } 2>/dev/null
+                printf '\036%s 0 ready\036' "$nonce"
+                ;;
+            run)
+                if command -v "$word" >/dev/null 2>&1; then
+                    # The outer redirection hides this shell's own remark on a command that a signal ended.
+                    { (exec "$word" "$control/$number.run.sh" </dev/null 2>&1); } 2>/dev/null
+                    status=$?
+                    { { printf '%s\n' "$status"; } >"$control/$number.status"; } 2>/dev/null
+                else
+                    status=noshell
+                fi
+                printf '\036%s %s %s\036' "$nonce" "$number" "$status"
+                ;;
+        esac
+    done
+}
+
+exec 2>&1
+trap : HUP INT TERM USR1 USR2
+cd /
+listen | work
