@@ -1,0 +1,22 @@
+"""The application: wiring, nothing else."""
+
+from flask import Flask
+
+from api import artifacts, attempts, builds, errors, health, logs, objects, projects, uploads
+from api.context import Context
+from millrace.settings import Settings
+from millrace.storage import Store
+from scheduler.db import Database
+from scheduler.dispatch import Bell
+
+
+def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Flask:
+    """The API over these parts. The caller migrates the database, and closes the parts."""
+    app = Flask("millrace.api", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # the default provider has it
+    app.extensions["millrace"] = Context(settings=settings, db=db, store=store, bell=bell)
+    for part in (projects, builds, logs, artifacts, uploads, attempts, objects, health):
+        app.register_blueprint(part.blueprint)
+    errors.install(app)
+    return app

@@ -1,0 +1,131 @@
+"""The worker's six verbs (`millrace.contract`): claim renew phase log grant finish."""
+
+from typing import Any, Final
+
+from flask import Blueprint, Response, request
+
+from api import jsonbody
+from api.auth import Scope, attempt_token_hash, needs
+from api.context import here
+from millrace.contract import (
+    LOG_OFFSET_HEADER,
+    LOG_SHA256_HEADER,
+    MAX_LOG_CHUNK_BYTES,
+    ClaimRequest,
+    FinishReport,
+    Grant,
+    GrantRequest,
+    PhaseReport,
+    RenewRequest,
+)
+from millrace.errors import InvalidInput, NotFound, RequestError, TooLarge
+from millrace.ids import staging_prefix
+from millrace.project import BuildSettings
+from millrace.vocabulary import SourceType
+from scheduler import attempts, leases, lifecycle
+
+blueprint = Blueprint("attempts", __name__, url_prefix="/worker/v1")
+_PUT_S: Final = 900
+_GET_S: Final = 300
+
+
+@blueprint.post("/claim")
+@needs(Scope.WORKER)
+def claim() -> Response:
+    """The best build of the worker's fleet, or 204."""
+    claimed = leases.claim(here().db, jsonbody.read(ClaimRequest), here().settings)
+    if claimed is None:
+        return Response(status=204)
+    return _json(claimed.model_dump_json(by_alias=True, exclude_none=True))
+
+
+@blueprint.post("/attempts/<build_id>/<int:attempt_no>/renew")
+@needs(Scope.ATTEMPT)
+def renew(build_id: str, attempt_no: int) -> Response:
+    """Another lease for the attempt; the answer says whether to stop."""
+    jsonbody.read(RenewRequest)
+    reply = leases.renew(here().db, build_id, attempt_no, attempt_token_hash(), here().settings)
+    return _json(reply.model_dump_json(by_alias=True))
+
+
+@blueprint.post("/attempts/<build_id>/<int:attempt_no>/phase")
+@needs(Scope.ATTEMPT)
+def phase(build_id: str, attempt_no: int) -> dict[str, Any]:
+    """A phase began or ended."""
+    attempts.record_phase(here().db, build_id, attempt_no, attempt_token_hash(), jsonbody.read(PhaseReport))
+    return {}
+
+
+@blueprint.put("/attempts/<build_id>/<int:attempt_no>/log/<int:seq>")
+@needs(Scope.ATTEMPT)
+def log(build_id: str, attempt_no: int, seq: int) -> dict[str, Any]:
+    """One numbered chunk of the log."""
+    if request.content_length is not None and request.content_length > MAX_LOG_CHUNK_BYTES:
+        raise TooLarge(f"a log chunk has at most {MAX_LOG_CHUNK_BYTES} bytes")
+    offset = request.headers.get(LOG_OFFSET_HEADER, "")
+    if not offset.isdigit() or len(offset) > 18:
+        raise RequestError(f"the header {LOG_OFFSET_HEADER} is missing or no number")
+    attempts.store_log(
+        here().db,
+        build_id,
+        attempt_no,
+        attempt_token_hash(),
+        seq=seq,
+        offset=int(offset),
+        data=request.get_data(cache=False),
+        sha256=request.headers.get(LOG_SHA256_HEADER, ""),
+    )
+    return {}
+
+
+@blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant")
+@needs(Scope.ATTEMPT)
+def grant(build_id: str, attempt_no: int) -> Response:
+    """An address to put one artifact of this attempt, or to get one of this build's own sources."""
+    context = here()
+    wanted = jsonbody.read(GrantRequest)
+    settings = attempts.settings_of(context.db, build_id, attempt_no, attempt_token_hash())
+    if wanted.kind == "source":
+        return _json(_source(settings, wanted).model_dump_json(by_alias=True))
+    if wanted.size_bytes is None or wanted.sha256 is None:
+        raise InvalidInput("a grant for an artifact names its sizeBytes and sha256")
+    if wanted.size_bytes > context.settings.max_upload_bytes:
+        raise TooLarge(f"{wanted.name} has {wanted.size_bytes} bytes, the limit is {context.settings.max_upload_bytes}")
+    granted = context.store.presign(
+        "PUT",
+        context.settings.bucket,
+        staging_prefix(build_id, attempt_no) + wanted.name,
+        expires_in_s=_PUT_S,
+        size_bytes=wanted.size_bytes,
+        sha256=wanted.sha256,
+    )
+    return _json(granted.model_dump_json(by_alias=True))
+
+
+def _source(settings: BuildSettings, wanted: GrantRequest) -> Grant:
+    own = {
+        source.location.removeprefix("arn:aws:s3:::").removeprefix("s3://")
+        for source in (settings.source, *settings.secondary_sources)
+        if source.type is SourceType.S3 and source.location
+    }
+    spec = settings.source.buildspec or ""
+    if spec.startswith(("s3://", "arn:aws:s3:::")):
+        own.add(spec.removeprefix("arn:aws:s3:::").removeprefix("s3://"))
+    if wanted.name not in own:
+        raise NotFound(f"{wanted.name[:200]!r} is no source of this build")
+    bucket, _, key = wanted.name.partition("/")
+    if here().store.stat(bucket, key) is None:
+        raise NotFound(f"there is no object {wanted.name!r} in the object store")
+    return here().store.presign("GET", bucket, key, expires_in_s=_GET_S)
+
+
+@blueprint.post("/attempts/<build_id>/<int:attempt_no>/finish")
+@needs(Scope.ATTEMPT)
+def finish(build_id: str, attempt_no: int) -> dict[str, Any]:
+    """The attempt is over; the answer says what became of the build."""
+    state = lifecycle.finish(here().db, build_id, attempt_no, attempt_token_hash(), jsonbody.read(FinishReport))
+    return {"state": state.value}
+
+
+def _json(text: str) -> Response:
+    return Response(text, content_type="application/json")

@@ -1,0 +1,119 @@
+"""Routes of builds: start, look, stop."""
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request, url_for
+
+from api import jsonbody, render
+from api.auth import Scope, needs, principal, require_build, require_project
+from api.context import here
+from api.paging import limit_of
+from api.projects import check_sources
+from millrace.errors import InvalidInput, NotFound
+from millrace.project import BuildOverrides, effective
+from millrace.vocabulary import BuildState
+from scheduler import dispatch, intake, lifecycle, projects, queries
+from scheduler.queries import BuildRecord
+
+blueprint = Blueprint("builds", __name__, url_prefix="/v1/builds")
+
+
+@blueprint.post("")
+@needs(Scope.USER)
+def start() -> tuple[Response, int, dict[str, str]]:
+    """Queue a build (CodeBuild: StartBuild). 201; 200 with the same build where the idempotency key came before.
+
+    The key is the header `Idempotency-Key` or the member `idempotencyToken`, and holds for 24 hours.
+    """
+    context = here()
+    overrides = jsonbody.read(BuildOverrides)
+    require_project(overrides.project_name)
+    if overrides.source_type_override or overrides.source_location_override or overrides.buildspec_override:
+        _check_overridden_source(overrides)
+    key = request.headers.get("Idempotency-Key", overrides.idempotency_token)
+    if key is not None and not 1 <= len(key) <= 255:
+        raise InvalidInput("an idempotency key has 1 to 255 characters")
+    who = principal()
+    submitted = intake.submit(
+        context.db,
+        intake.BuildRequest(
+            overrides=overrides,
+            initiator=who.name,
+            idempotency_scope=f"token:{who.token_id}",
+            idempotency_key=key,
+        ),
+        context.settings,
+    )
+    if submitted.created:
+        dispatch.ring_now(context.db, context.bell, submitted.build_id, submitted.fleet)
+    record = existing(submitted.build_id)
+    where = url_for("builds.show", build_id=submitted.build_id)
+    return jsonify(render.build(record, context.settings)), 201 if submitted.created else 200, {"Location": where}
+
+
+def _check_overridden_source(overrides: BuildOverrides) -> None:
+    context = here()
+    project = projects.get(context.db, overrides.project_name)
+    try:
+        settings = effective(project.settings, overrides)
+    except ValueError:
+        return  # intake says it, with the field's path
+    check_sources(context.settings, settings.source)
+
+
+@blueprint.get("")
+@needs(Scope.USER)
+def find() -> dict[str, Any]:
+    """Builds, newest first: `project`, `state` (may be repeated), `limit`, `cursor`."""
+    context = here()
+    project = request.args.get("project")
+    if project is not None:
+        require_project(project)
+    found, cursor = queries.find_builds(
+        context.db,
+        project=project or principal().project,
+        states=[_state(text) for text in request.args.getlist("state")],
+        limit=limit_of(50),
+        cursor=request.args.get("cursor"),
+    )
+    page: dict[str, Any] = {"builds": [render.build(record, context.settings) for record in found]}
+    if cursor:
+        page["nextCursor"] = cursor
+    return page
+
+
+@blueprint.get("/<build_id>")
+@needs(Scope.USER)
+def show(build_id: str) -> dict[str, Any]:
+    """One build."""
+    require_build(build_id)
+    return render.build(existing(build_id), here().settings)
+
+
+@blueprint.post("/<build_id>/stop")
+@needs(Scope.USER)
+def stop(build_id: str) -> dict[str, Any]:
+    """Ask for a build to stop (CodeBuild: StopBuild). A queued one is STOPPED in the answer; a finished one stays as it is."""
+    require_build(build_id)
+    if not lifecycle.request_stop(here().db, build_id):
+        raise _none(build_id)
+    return render.build(existing(build_id), here().settings)
+
+
+def existing(build_id: str) -> BuildRecord:
+    """The build. Raises NotFound."""
+    record = queries.get_build(here().db, build_id)
+    if record is None:
+        raise _none(build_id)
+    return record
+
+
+def _none(build_id: str) -> NotFound:
+    return NotFound(f"there is no build {build_id[:200]!r}", hint="GET /v1/builds lists them.")
+
+
+def _state(text: str) -> BuildState:
+    try:
+        return BuildState(text)
+    except ValueError as error:
+        raise InvalidInput(f"state is {text[:40]!r}; known: {', '.join(BuildState)}") from error

@@ -1,0 +1,28 @@
+"""What the routes work with: one record per application."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import cast
+
+from flask import current_app
+
+from millrace.settings import Settings
+from millrace.storage import Store
+from scheduler.db import Database
+from scheduler.dispatch import Bell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The parts that `create_app` was given. `closing` is set when the server stops, so that open streams end."""
+
+    settings: Settings
+    db: Database
+    store: Store
+    bell: Bell
+    closing: threading.Event = field(default_factory=threading.Event)
+
+
+def here() -> Context:
+    """The context of the application that serves this request."""
+    return cast(Context, current_app.extensions["millrace"])

@@ -1,0 +1,79 @@
+"""Routes of projects."""
+
+from typing import Any
+
+from buildenv.buildspec import looks_inline, parse
+from buildenv.source import check_location
+from flask import Blueprint, Response, jsonify, request, url_for
+
+from api import jsonbody, render
+from api.auth import Scope, needs, principal, require_project
+from api.context import here
+from api.paging import limit_of
+from millrace.errors import InvalidInput
+from millrace.project import ProjectSettings, ProjectSource
+from millrace.settings import Settings
+from scheduler import projects
+
+blueprint = Blueprint("projects", __name__, url_prefix="/v1/projects")
+
+
+@blueprint.post("")
+@needs(Scope.ADMIN)
+def create() -> tuple[Response, int, dict[str, str]]:
+    """Make a project (CodeBuild: CreateProject). 201, 409 where the name is taken, 422 for wrong fields."""
+    context = here()
+    settings = jsonbody.read(ProjectSettings)
+    check_sources(context.settings, settings.source, *settings.secondary_sources)
+    record = projects.create(context.db, settings)
+    where = url_for("projects.show", name=settings.name)
+    return jsonify(render.project(record, context.settings)), 201, {"Location": where}
+
+
+@blueprint.get("")
+@needs(Scope.USER)
+def find() -> dict[str, Any]:
+    """Projects by name; `limit`, and `cursor` from the page before."""
+    context = here()
+    found, cursor = projects.find(context.db, only=principal().project, limit=limit_of(100), after=request.args.get("cursor"))
+    page: dict[str, Any] = {"projects": [render.project(record, context.settings) for record in found]}
+    if cursor:
+        page["nextCursor"] = cursor
+    return page
+
+
+@blueprint.get("/<name>")
+@needs(Scope.USER)
+def show(name: str) -> dict[str, Any]:
+    """One project."""
+    require_project(name)
+    return render.project(projects.get(here().db, name), here().settings)
+
+
+@blueprint.put("/<name>")
+@needs(Scope.USER)
+def replace(name: str) -> dict[str, Any]:
+    """Replace a project's settings, all of them. Builds that are accepted already keep theirs."""
+    require_project(name)
+    context = here()
+    settings = jsonbody.read(ProjectSettings)
+    if settings.name != name:
+        raise InvalidInput(f"the address names project {name!r}, the body {settings.name!r}")
+    check_sources(context.settings, settings.source, *settings.secondary_sources)
+    return render.project(projects.update(context.db, settings), context.settings)
+
+
+@blueprint.delete("/<name>")
+@needs(Scope.ADMIN)
+def delete(name: str) -> tuple[str, int]:
+    """Delete a project. Its ended builds stay; 409 while builds of it wait or run."""
+    projects.delete(here().db, name)
+    return "", 204
+
+
+def check_sources(settings: Settings, *sources: ProjectSource) -> None:
+    """Raises InvalidInput or BadBuildspec for what could never be fetched or read, before anything is kept."""
+    for source in sources:
+        check_location(source, settings.git_roots)
+        if source.buildspec and looks_inline(source.buildspec):
+            parse(source.buildspec, where="the inline buildspec")

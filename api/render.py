@@ -1,0 +1,146 @@
+"""Records to JSON, in CodeBuild's shapes; what CodeBuild does not have stands below `millrace`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from millrace.ids import uuid_of
+from millrace.settings import Settings
+from millrace.vocabulary import ArtifactsType, BuildState, StatusType
+from scheduler.leases import build_arn
+from scheduler.projects import ProjectRecord
+from scheduler.queries import ArtifactRecord, BuildRecord, PhaseRecord
+
+
+def seconds(ms: int) -> float:
+    """CodeBuild's times: seconds since 1970, with milliseconds."""
+    return ms / 1000
+
+
+def project(record: ProjectRecord, settings: Settings) -> dict[str, Any]:
+    """CodeBuild: Project."""
+    shape = record.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    badge = shape.pop("badgeEnabled", False)
+    return {
+        **shape,
+        "arn": f"arn:aws:codebuild:{settings.region}:{settings.account_id}:project/{record.settings.name}",
+        "created": seconds(record.created_ms),
+        "lastModified": seconds(record.modified_ms),
+        "badge": {"badgeEnabled": badge},
+    }
+
+
+def build_status(state: BuildState) -> StatusType:
+    """CodeBuild's buildStatus: what is not terminal is IN_PROGRESS."""
+    return StatusType(state.value) if state.value in StatusType.__members__ else StatusType.IN_PROGRESS
+
+
+def build(record: BuildRecord, settings: Settings) -> dict[str, Any]:
+    """CodeBuild: Build, with our own facts below `millrace`."""
+    wanted = record.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    wanted.pop("artifacts")
+    answer: dict[str, Any] = {
+        "id": record.id,
+        "arn": build_arn(settings, record.id),
+        "buildNumber": record.number,
+        "startTime": seconds(record.submitted_ms),
+        "currentPhase": record.phases[-1].phase_type.value,
+        "buildStatus": build_status(record.state).value,
+        "buildComplete": record.ended,
+        "initiator": record.initiator,
+        **wanted,
+        "phases": [phase(item) for item in record.phases],
+        "artifacts": _artifacts(record, settings),
+        "logs": _logs(record, settings),
+        "exportedEnvironmentVariables": [dict(item) for item in record.exported],
+        "millrace": {
+            "state": record.state.value,
+            "reason": record.reason.value if record.reason else None,
+            "message": record.message,
+            "exitCode": record.exit_code,
+            "attempt": record.attempt_no,
+            "attempts": [
+                {
+                    "attempt": item.attempt_no,
+                    "workerId": item.worker_id,
+                    "claimed": seconds(item.claimed_ms),
+                    "ended": seconds(item.ended_ms) if item.ended_ms is not None else None,
+                    "verdict": item.verdict,
+                    "reason": item.reason,
+                    "message": item.message,
+                }
+                for item in record.attempts
+            ],
+            "workerId": record.attempts[-1].worker_id if record.attempts else None,
+            "fleet": record.fleet,
+            "priority": record.priority,
+            "stopRequested": record.cancel_requested,
+            "marks": dict(record.marks),
+            "phaseMs": {item.phase_type.value: item.duration_ms for item in record.phases if item.duration_ms is not None},
+            "artifacts": artifacts(record.artifacts),
+        },
+    }
+    if record.finished_ms is not None:
+        answer["endTime"] = seconds(record.finished_ms)
+    if record.resolved_source_version:
+        answer["resolvedSourceVersion"] = record.resolved_source_version
+    return answer
+
+
+def phase(record: PhaseRecord) -> dict[str, Any]:
+    """CodeBuild: BuildPhase. Durations are whole seconds, cut off."""
+    shape: dict[str, Any] = {"phaseType": record.phase_type.value, "startTime": seconds(record.started_ms)}
+    if record.status is not None:
+        shape["phaseStatus"] = record.status.value
+    if record.ended_ms is not None:
+        shape["endTime"] = seconds(record.ended_ms)
+    if record.duration_ms is not None:
+        shape["durationInSeconds"] = record.duration_ms // 1000
+    if record.contexts is not None:
+        shape["contexts"] = [dict(item) for item in record.contexts] or [{"statusCode": "", "message": ""}]
+    return shape
+
+
+def artifacts(records: Sequence[ArtifactRecord]) -> list[Mapping[str, object]]:
+    """The visible artifacts of a build, as they are listed and downloaded."""
+    return [
+        {
+            "name": item.name,
+            "identifier": item.identifier or None,
+            "sizeBytes": item.size_bytes,
+            "sha256": item.sha256,
+            "md5": item.md5,
+            "packaging": item.packaging,
+            "fileCount": item.file_count,
+            "key": item.key,
+        }
+        for item in records
+    ]
+
+
+def _artifacts(record: BuildRecord, settings: Settings) -> dict[str, Any]:
+    wanted = record.settings.artifacts
+    if wanted.type is ArtifactsType.NO_ARTIFACTS:
+        return {"location": ""}
+    shape: dict[str, Any] = {
+        "encryptionDisabled": bool(wanted.encryption_disabled),
+        "overrideArtifactName": bool(wanted.override_artifact_name),
+    }
+    primary = [item for item in record.artifacts if not item.identifier]
+    if primary:
+        first = primary[0]
+        whole = first.packaging == "ZIP"
+        key = first.key if whole else first.key.removesuffix(first.name).rstrip("/")
+        shape["location"] = f"arn:aws:s3:::{settings.bucket}/{key}"
+        if whole:
+            shape |= {"sha256sum": first.sha256, "md5sum": first.md5}
+    return shape
+
+
+def _logs(record: BuildRecord, settings: Settings) -> dict[str, Any]:
+    return {
+        "groupName": f"/aws/codebuild/{record.project_name}",
+        "streamName": uuid_of(record.id),
+        "deepLink": f"{settings.api}/v1/builds/{record.id}/logs",
+        "cloudWatchLogs": {"status": "ENABLED"},
+        "s3Logs": {"status": "DISABLED", "encryptionDisabled": False},
+    }

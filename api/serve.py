@@ -1,0 +1,88 @@
+"""The API on gunicorn: threads, since a followed log holds one; streams end when the server stops."""
+
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
+
+from api.app import create_app
+from api.context import Context
+from millrace.log import get_logger
+from millrace.settings import Settings
+from millrace.storage import open_store
+from scheduler.db import Database
+from scheduler.dispatch import Bell
+
+log = get_logger(__name__)
+
+
+def make_app(settings: Settings) -> Flask:
+    """The API with parts of its own, made in the process that serves it."""
+    return create_app(settings, Database(settings.database), open_store(settings), Bell(settings.broker))
+
+
+def serve(settings: Settings, *, ready_file: Path | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. `ready_file` is given the address, also where `bind` left the port open."""
+    database = Database(settings.database)
+    database.require_schema()
+    database.dispose()
+    open_store(settings)
+    _Server(settings, ready_file).run()
+    return 0
+
+
+class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    def __init__(self, settings: Settings, ready_file: Path | None) -> None:
+        self._settings, self._ready_file = settings, ready_file
+        super().__init__()
+
+    def load_config(self) -> None:
+        options: dict[str, Any] = {
+            "bind": self._settings.bind,
+            "workers": self._settings.api_workers,
+            "threads": self._settings.api_threads,
+            "worker_class": "gthread",
+            "graceful_timeout": 5,
+            "timeout": 120,
+            "keepalive": 30,
+            "preload_app": False,
+            "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108  # gunicorn's own advice for its heartbeat
+            "errorlog": "-",
+            "loglevel": "warning",
+            "when_ready": self._when_ready,
+            "worker_int": _end_streams,
+            "worker_exit": _close,
+        }
+        for name, value in options.items():
+            if value is not None:
+                self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        return make_app(self._settings)
+
+    def _when_ready(self, server: Arbiter) -> None:
+        host, port = server.LISTENERS[0].sock.getsockname()[:2]
+        log.info("api.ready", address=f"http://{host}:{port}")
+        if self._ready_file is not None:
+            self._ready_file.write_text(f"http://{host}:{port}")
+
+
+def _context(worker: Worker) -> Context | None:
+    app = getattr(worker, "wsgi", None)
+    return app.extensions["millrace"] if isinstance(app, Flask) else None
+
+
+def _end_streams(worker: Worker) -> None:
+    context = _context(worker)
+    if context is not None:
+        context.closing.set()
+
+
+def _close(_server: Arbiter, worker: Worker) -> None:
+    context = _context(worker)
+    if context is not None:
+        context.closing.set()
+        context.db.dispose()
