@@ -1,0 +1,108 @@
+"""The worker: a Celery consumer that only wakes the slots, and the slots themselves."""
+
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any, Final
+
+from celery import Celery
+from celery.worker import WorkController
+
+from millrace.errors import InvalidInput
+from millrace.ids import new_worker_id
+from millrace.log import get_logger
+from millrace.settings import Settings, for_children
+from worker.control import Control
+from worker.engines import make_engine
+from worker.janitor import Janitor
+from worker.slots import Slots
+
+log = get_logger(__name__)
+TASK: Final = "worker.run_build"
+
+
+def make_celery(settings: Settings, slots: Slots) -> Celery:
+    """The Celery application. Acknowledged at once, no results, no remote control, JSON only: a message is just a bell."""
+    app = Celery("millrace.worker", broker=settings.broker, set_as_current=False)
+    app.conf.update(
+        task_acks_late=False,
+        task_reject_on_worker_lost=False,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": 300,
+            "unacked_restore_throttle": 1,
+            "health_check_interval": 10,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+        },
+    )
+
+    @app.task(name=TASK)
+    def run_build(build_id: str) -> None:
+        """The bell rang. Which build is claimed, if any, the database decides; `build_id` is for the log."""
+        log.debug("bell.rang", build_id=build_id)
+        slots.fill()
+
+    return app
+
+
+def main(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Be a worker until SIGTERM or SIGINT; a second one does not wait for the builds."""
+    if settings.worker_token is None:
+        raise InvalidInput("a worker needs MILLRACE_WORKER_TOKEN", hint="'millrace token create --scope worker NAME' makes one.")
+    children = for_children(environ)
+    worker_id = settings.worker_id or new_worker_id(settings.host)
+    engine = make_engine(settings.engine, settings.docker_host, children)
+    janitor = Janitor(engine, settings.workspaces)
+    control = Control(settings.api, settings.worker_token.get_secret_value())
+    slots = Slots(settings, worker_id, control, engine, janitor, children)
+    leaving = threading.Event()
+    at_once = threading.Event()
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        if leaving.is_set():
+            at_once.set()
+        leaving.set()
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    log.info("worker.started", worker_id=worker_id, fleet=settings.fleet, slots=settings.slots, engine=settings.engine)
+    for name, work in (("janitor", janitor.run_forever), ("poll", slots.poll_forever)):
+        threading.Thread(target=work, args=(leaving,), name=name, daemon=True).start()
+    threading.Thread(target=_listen, args=(make_celery(settings, slots), settings), name="bell", daemon=True).start()
+    leaving.wait()
+    drained = threading.Thread(target=slots.drain, args=(settings.drain_s,), name="drain", daemon=True)
+    drained.start()
+    while drained.is_alive() and not at_once.is_set():
+        drained.join(0.1)
+    if at_once.is_set():
+        slots.drain(0)
+    control.close()
+    log.info("worker.stopped", worker_id=worker_id)
+    return 0
+
+
+def _listen(app: Celery, settings: Settings) -> None:
+    """Hear the bell, for ever: where Redis is away, Celery comes back to it, and the slots' own poll goes on meanwhile."""
+    options: dict[str, Any] = {
+        "pool_cls": "solo",
+        "concurrency": 1,
+        "queues": [f"millrace.{settings.fleet}"],
+        "without_mingle": True,
+        "without_gossip": True,
+        "without_heartbeat": True,
+        "loglevel": "WARNING",
+    }
+    WorkController(app=app, **options).start()

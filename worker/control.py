@@ -1,0 +1,235 @@
+"""The worker's side of the six verbs, over HTTP. Every verb may be sent twice, so whatever fails on the way is sent again."""
+
+import hashlib
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+
+from millrace.contract import (
+    LOG_OFFSET_HEADER,
+    LOG_SHA256_HEADER,
+    Claim,
+    ClaimRequest,
+    FinishReport,
+    Grant,
+    GrantRequest,
+    PhaseReport,
+    RenewReply,
+    RenewRequest,
+)
+from millrace.errors import AttemptFenced, InfraProblem, MillraceError, NotFound, Unauthenticated, Unavailable
+from millrace.log import get_logger
+from millrace.vocabulary import BuildState, Reason
+
+log = get_logger(__name__)
+_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TIMEOUT: Final = httpx.Timeout(10, connect=3, pool=10)
+_MOVE_TIMEOUT: Final = httpx.Timeout(60, connect=5, pool=10)
+_PIECE_BYTES: Final = 1024 * 1024
+MOVE_PATIENCE_S: Final = 60.0
+"""How long bytes are tried to be moved to or from the object store."""
+
+
+class Refused(MillraceError):
+    """The API understood a verb and said no: a fault of ours."""
+
+    code = "refused"
+
+
+class Wire:
+    """One HTTP client with retries. Safe from several threads."""
+
+    def __init__(self, api_url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self._client = httpx.Client(
+            base_url=api_url, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT, transport=transport, trust_env=True
+        )
+
+    def send(
+        self, method: str, path: str, *, patience_s: float, content: bytes = b"", headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        """The answer to a request, tried for `patience_s`.
+
+        Raises Unavailable, AttemptFenced, Unauthenticated, NotFound or Refused.
+        """
+        end = time.monotonic() + patience_s
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                answer = self._client.request(method, path, content=content, headers=headers)
+                if answer.status_code not in _PASSING:
+                    return _checked(answer)
+                why = _detail(answer)
+            except httpx.TransportError as error:
+                why = str(error) or type(error).__name__
+            pause_s = random.uniform(0.05, min(5.0, 0.1 * 2**tries))  # noqa: S311  # jitter, not a secret
+            if time.monotonic() + pause_s > end:
+                raise Unavailable(f"the API did not take {method} {path} in {patience_s:.0f} s: {why}")
+            time.sleep(pause_s)
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._client.close()
+
+
+class Control:
+    """What a worker may do before it holds a build."""
+
+    def __init__(self, api_url: str, worker_token: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self._wire = Wire(api_url, worker_token, transport=transport)
+
+    def claim(self, request: ClaimRequest) -> Claim | None:
+        """The best build of the fleet; None where none waits. Raises Unavailable at once where the API is away."""
+        answer = self._wire.send("POST", "/worker/v1/claim", patience_s=3, **_body(request))
+        return None if answer.status_code == 204 else Claim.model_validate_json(answer.content)
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._wire.close()
+
+
+class AttemptControl:
+    """What an attempt may do: the other five verbs, and moving the bytes that were granted."""
+
+    def __init__(
+        self, api_url: str, build_id: str, attempt_no: int, token: str, *, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._wire = Wire(api_url, token, transport=transport)
+        self._mover = httpx.Client(base_url=api_url, timeout=_MOVE_TIMEOUT, transport=transport)
+        self._path = f"/worker/v1/attempts/{quote(build_id, safe='')}/{attempt_no}"
+
+    def renew(self, *, draining: bool, patience_s: float) -> RenewReply:
+        """Another lease."""
+        answer = self._wire.send(
+            "POST", f"{self._path}/renew", patience_s=patience_s, **_body(RenewRequest(worker_draining=draining))
+        )
+        return RenewReply.model_validate_json(answer.content)
+
+    def phase(self, report: PhaseReport) -> None:
+        """A phase began or ended."""
+        self._wire.send("POST", f"{self._path}/phase", patience_s=60, **_body(report))
+
+    def log(self, seq: int, offset: int, data: bytes, *, patience_s: float) -> None:
+        """One chunk of the log."""
+        headers = {
+            LOG_OFFSET_HEADER: str(offset),
+            LOG_SHA256_HEADER: hashlib.sha256(data).hexdigest(),
+            "Content-Type": "application/octet-stream",
+        }
+        self._wire.send("PUT", f"{self._path}/log/{seq}", patience_s=patience_s, content=data, headers=headers)
+
+    def finish(self, report: FinishReport, *, patience_s: float = 120) -> BuildState:
+        """The attempt is over; what became of the build."""
+        answer = self._wire.send("POST", f"{self._path}/finish", patience_s=patience_s, **_body(report))
+        return BuildState(answer.json()["state"])
+
+    def grant(self, request: GrantRequest) -> Grant:
+        """An address for one object."""
+        try:
+            answer = self._wire.send("POST", f"{self._path}/grant", patience_s=MOVE_PATIENCE_S, **_body(request))
+        except Unavailable as error:
+            raise InfraProblem(error.message, reason=Reason.STORAGE, status_code="CLIENT_ERROR") from error
+        return Grant.model_validate_json(answer.content)
+
+    def upload(self, grant: Grant, path: Path, sha256: str) -> None:
+        """Send a file to where it was granted. Raises InfraProblem(STORAGE) when it did not get there in about a minute."""
+        size = path.stat().st_size
+
+        def send() -> httpx.Response:
+            headers = {**grant.headers, "Content-Length": str(size)}
+            return self._mover.request(grant.method, grant.url, content=_file(path), headers=headers)
+
+        self._move(f"take {grant.key}", send)
+        log.info("artifact.stored", key=grant.key, size_bytes=size, sha256=sha256)
+
+    def download(self, grant: Grant, path: Path) -> None:
+        """Fetch a granted object into a file. Raises InfraProblem(STORAGE)."""
+
+        def fetch() -> httpx.Response:
+            with self._mover.stream(grant.method, grant.url, headers=grant.headers) as answer:
+                if answer.is_success:
+                    seen = hashlib.sha256()
+                    with open(path, "wb") as file:
+                        for piece in answer.iter_raw(_PIECE_BYTES):
+                            file.write(piece)
+                            seen.update(piece)
+                    wanted = answer.headers.get("X-Millrace-Sha256") or answer.headers.get("x-amz-meta-sha256")
+                    if wanted is not None and wanted != seen.hexdigest():
+                        raise httpx.ReadError(f"{grant.key} came with other bytes than were stored")
+                else:
+                    answer.read()
+                return answer
+
+        self._move(f"give {grant.key}", fetch)
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._wire.close()
+        self._mover.close()
+
+    @staticmethod
+    def _move(what: str, work: Any) -> None:
+        end = time.monotonic() + MOVE_PATIENCE_S
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                answer: httpx.Response = work()
+                if answer.is_success:
+                    return
+                why = f"it answered {answer.status_code}: {_detail(answer)}"
+            except httpx.TransportError as error:
+                why = str(error) or type(error).__name__
+            log.warning("store.failed", what=what, tries=tries, why=why[:300])
+            pause_s = min(10.0, 0.25 * 2**tries) * random.uniform(0.5, 1)  # noqa: S311  # jitter, not a secret
+            if time.monotonic() + pause_s > end:
+                raise InfraProblem(
+                    f"the object store did not {what} in {MOVE_PATIENCE_S:.0f} s: {why[:300]}",
+                    reason=Reason.STORAGE,
+                    status_code="CLIENT_ERROR",
+                    hint="Is the object store up, and is there room?",
+                )
+            time.sleep(pause_s)
+
+
+def _body(model: Any) -> dict[str, Any]:
+    return {
+        "content": model.model_dump_json(by_alias=True, exclude_none=True).encode(),
+        "headers": {"Content-Type": "application/json"},
+    }
+
+
+def _file(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        body = answer.json()
+    except ValueError:
+        return answer.text[:300]
+    return str(body.get("detail", body))[:300] if isinstance(body, dict) else str(body)[:300]
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    if answer.is_success:
+        return answer
+    detail = _detail(answer)
+    if answer.status_code == 401:
+        raise Unauthenticated(f"the API does not know this worker: {detail}", hint="Check MILLRACE_WORKER_TOKEN.")
+    if answer.status_code == 404:
+        raise NotFound(detail)
+    try:
+        code = answer.json().get("code")
+    except ValueError:
+        code = None
+    if code == AttemptFenced.code:
+        raise AttemptFenced(detail)
+    raise Refused(f"the API answered {answer.status_code}: {detail}")

@@ -1,0 +1,108 @@
+"""Removes what dead attempts left on this host: containers with our labels, and workspaces.
+
+An attempt lives as long as its process holds the lock of its workspace. A container or workspace whose lock is free, and
+which is older than a start takes, belongs to nobody.
+"""
+
+import fcntl
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_WORKSPACES, Engine
+from millrace.errors import MillraceError
+from millrace.ids import is_build_id
+from millrace.log import get_logger
+from worker.attempt import lock_of, workspace_of
+
+log = get_logger(__name__)
+ROUND_S: Final = 60.0
+YOUNG_S: Final = 15.0
+"""What is younger may belong to an attempt that has not locked its workspace yet."""
+
+
+class Janitor:
+    """Looks after one host's `workspaces` folder and its containers. Other farms on the host are left alone."""
+
+    def __init__(self, engine: Engine, workspaces: Path) -> None:
+        self._engine, self._workspaces = engine, workspaces
+
+    def run_forever(self, stop: threading.Event) -> None:
+        """A round at once, and one each minute."""
+        while not stop.is_set():
+            try:
+                self.clean()
+            except MillraceError as error:
+                log.warning("janitor.failed", why=error.message)
+            stop.wait(ROUND_S)
+
+    def clean(self, *, young_s: float = YOUNG_S) -> int:
+        """One round; how many containers and workspaces were removed."""
+        removed = 0
+        for leftover in self._engine.leftovers({LABEL_WORKSPACES: str(self._workspaces)}):
+            if time.time() - leftover.created_at_s > young_s and not self._lives(leftover.labels):
+                self._engine.remove(leftover.container_id)
+                log.warning(
+                    "container.orphan_removed",
+                    container=leftover.container_id[:12],
+                    build_id=leftover.labels.get(LABEL_BUILD, ""),
+                )
+                removed += 1
+        return removed + self._clean_workspaces(young_s)
+
+    def clear(self, build_id: str, attempt_no: int) -> None:
+        """Remove what one attempt left that is known to be dead."""
+        for leftover in self._engine.leftovers({LABEL_BUILD: build_id, LABEL_ATTEMPT: str(attempt_no)}):
+            self._engine.remove(leftover.container_id)
+        self._remove(workspace_of(self._workspaces, build_id, attempt_no))
+        lock_of(self._workspaces, build_id, attempt_no).unlink(missing_ok=True)
+
+    def _lives(self, labels: Mapping[str, str]) -> bool:
+        build_id, attempt_no = labels.get(LABEL_BUILD, ""), labels.get(LABEL_ATTEMPT, "")
+        if not is_build_id(build_id) or not attempt_no.isdigit():
+            return False
+        return is_locked(lock_of(self._workspaces, build_id, int(attempt_no)))
+
+    def _clean_workspaces(self, young_s: float) -> int:
+        if not self._workspaces.is_dir():
+            return 0
+        removed = 0
+        for entry in sorted(self._workspaces.iterdir()):
+            with suppress(FileNotFoundError):
+                if time.time() - entry.stat().st_mtime < young_s:
+                    continue
+                lock = entry if entry.suffix == ".lock" else entry.with_name(f"{entry.name}.lock")
+                if is_locked(lock):
+                    continue
+                if entry.suffix == ".lock":
+                    entry.unlink()
+                else:
+                    self._remove(entry)
+                    log.warning("workspace.orphan_removed", workspace=entry.name)
+                    removed += 1
+        return removed
+
+    @staticmethod
+    def _remove(workspace: Path) -> None:
+        try:
+            shutil.rmtree(workspace)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("workspace.not_removed", workspace=workspace.name, why=str(error))
+
+
+def is_locked(lock: Path) -> bool:
+    """True where a living process holds the lock."""
+    try:
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -1,0 +1,109 @@
+"""A build's log on its way to the API: numbered chunks, in order, with bounded memory and a hash over everything."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from millrace.contract import MAX_LOG_CHUNK_BYTES, LogFooter
+from millrace.errors import AttemptFenced, MillraceError, Unavailable
+from millrace.log import get_logger
+
+log = get_logger(__name__)
+_LINGER_S: Final = 0.2
+"""How long a small chunk waits for more."""
+_BUFFER_BYTES: Final = 8 * 1024 * 1024
+"""What is held for an API that is away or slow; then the build's output waits, and so, in the end, does the build."""
+
+
+class LogShipper:
+    """Takes the log from the build's thread and sends it from its own. `send(seq, offset, data)` blocks and raises ours."""
+
+    def __init__(self, send: Callable[[int, int, bytes], None]) -> None:
+        self._send = send
+        self._changed = threading.Condition()
+        self._buffer = bytearray()
+        self._sending = False
+        self._closed = False
+        self._given_up = False
+        self._hash = hashlib.sha256()
+        self._written = 0
+        self._sent = 0
+        self._seq = 0
+        self._thread = threading.Thread(target=self._run, name="log-shipper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def write(self, data: bytes) -> None:
+        """More of the log. Blocks while the buffer is full; after a fence what comes is dropped."""
+        view = memoryview(data)
+        while view:
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._buffer) < _BUFFER_BYTES or self._given_up)
+                piece = view[: max(1, _BUFFER_BYTES - len(self._buffer))]
+                self._hash.update(piece)
+                self._written += len(piece)
+                if not self._given_up:
+                    self._buffer += piece
+                self._changed.notify_all()
+            view = view[len(piece) :]
+
+    def close(self, within_s: float) -> LogFooter:
+        """Send the rest, for at most `within_s`; and say what was written. Fewer chunks than that at the API are a gap."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: self._given_up or not (self._buffer or self._sending), within_s)
+            if not done or self._given_up:
+                log.warning("log.cut", written_bytes=self._written, sent_bytes=self._sent)
+            return LogFooter(chunks=self._seq, size_bytes=self._written, sha256=self._hash.hexdigest())
+
+    def _run(self) -> None:
+        while (chunk := self._take()) is not None:
+            try:
+                self._send(self._seq, self._sent, chunk)
+            except AttemptFenced:
+                self._give_up()
+                return
+            except Unavailable as error:
+                log.warning("log.delayed", why=error.message)
+                with self._changed:
+                    self._buffer[:0] = chunk
+                    self._sending = False
+                continue
+            except MillraceError as error:
+                log.error("log.refused", why=error.message)
+                self._give_up()
+                return
+            with self._changed:
+                self._seq += 1
+                self._sent += len(chunk)
+                self._sending = False
+                self._changed.notify_all()
+
+    def _take(self) -> bytes | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._buffer or self._closed)
+            end = time.monotonic() + _LINGER_S
+            while len(self._buffer) < MAX_LOG_CHUNK_BYTES and not self._closed:
+                left_s = end - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(left_s)
+            if not self._buffer:
+                return None
+            chunk = bytes(self._buffer[:MAX_LOG_CHUNK_BYTES])
+            del self._buffer[: len(chunk)]
+            self._sending = True
+            self._changed.notify_all()
+            return chunk
+
+    def _give_up(self) -> None:
+        with self._changed:
+            self._given_up = True
+            self._sending = False
+            self._buffer.clear()
+            self._changed.notify_all()

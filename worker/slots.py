@@ -1,0 +1,187 @@
+"""A worker's slots: each carries one attempt at a time, in a process of its own."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from buildenv.engine import Engine
+from millrace import __version__
+from millrace.contract import Claim, ClaimRequest, FinishReport, LogFooter
+from millrace.errors import AttemptFenced, MillraceError
+from millrace.log import get_logger
+from millrace.settings import Settings
+from millrace.vocabulary import Reason, Verdict
+from worker.control import AttemptControl, Control
+from worker.janitor import Janitor
+from worker.order import make_order
+
+log = get_logger(__name__)
+IDLE_POLL_S: Final = 10.0
+"""A free slot asks for work this often even when no bell rings, so that a lost message or a dead Redis only costs time."""
+_NOTHING: Final = LogFooter(chunks=0, size_bytes=0, sha256="e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Running:
+    claim: Claim
+    process: "subprocess.Popen[bytes]"
+
+
+class Slots:
+    """Claims builds while slots are free, and watches over the attempts' processes."""
+
+    def __init__(
+        self, settings: Settings, worker_id: str, control: Control, engine: Engine, janitor: Janitor, environ: Mapping[str, str]
+    ) -> None:
+        self._settings, self._worker_id = settings, worker_id
+        self._control, self._engine, self._janitor, self._environ = control, engine, janitor, environ
+        self._claiming = threading.Lock()
+        self._changed = threading.Condition()
+        self._running: dict[tuple[str, int], _Running] = {}
+        self._draining = False
+        self._trouble = ""
+
+    @property
+    def busy(self) -> int:
+        """How many attempts run."""
+        with self._changed:
+            return len(self._running)
+
+    def fill(self) -> int:
+        """Claim builds until no slot is free or no build waits; how many were claimed. Safe from several threads."""
+        claimed = 0
+        with self._claiming:
+            while self._may_claim():
+                try:
+                    claim = self._control.claim(self._request())
+                except MillraceError as error:
+                    self._note(f"cannot claim: {error.message}")
+                    break
+                self._note("")
+                if claim is None:
+                    break
+                self._start(claim)
+                claimed += 1
+        return claimed
+
+    def poll_forever(self, stop: threading.Event) -> None:
+        """Ask for work every `IDLE_POLL_S`, whatever the bell does."""
+        while not stop.is_set():
+            self.fill()
+            stop.wait(IDLE_POLL_S)
+
+    def drain(self, within_s: float) -> None:
+        """Claim nothing more; give the attempts `within_s`, then have them hand their builds back. Returns when all ended."""
+        with self._changed:
+            self._draining = True
+            log.info("worker.draining", running=len(self._running), within_s=within_s)
+            self._changed.wait_for(lambda: not self._running, within_s)
+            left = list(self._running.values())
+        for running in left:
+            running.process.send_signal(signal.SIGTERM)
+        with self._changed:
+            if self._changed.wait_for(lambda: not self._running, 45):
+                return
+            left = list(self._running.values())
+        for running in left:
+            log.error("attempt.killed", build_id=running.claim.build_id, attempt_no=running.claim.attempt_no)
+            running.process.kill()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running, 10)
+
+    def _may_claim(self) -> bool:
+        with self._changed:
+            if self._draining or len(self._running) >= self._settings.slots:
+                return False
+        try:
+            self._engine.info()
+        except MillraceError as error:
+            self._note(f"the engine does not answer: {error.message}")
+            return False
+        self._settings.workspaces.mkdir(parents=True, exist_ok=True, mode=0o700)
+        free = shutil.disk_usage(self._settings.workspaces).free
+        if free < self._settings.min_free_bytes:
+            self._note(f"only {free // 1024**2} MiB of disk are free, {self._settings.min_free_bytes // 1024**2} are asked for")
+            return False
+        return True
+
+    def _request(self) -> ClaimRequest:
+        with self._changed:
+            free = self._settings.slots - len(self._running)
+        return ClaimRequest(
+            worker_id=self._worker_id,
+            fleet=self._settings.fleet,
+            slots=self._settings.slots,
+            free_slots=free,
+            version=__version__,
+        )
+
+    def _start(self, claim: Claim) -> None:
+        order = make_order(claim, self._worker_id, self._settings)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker.attempt"], stdin=subprocess.PIPE, start_new_session=True, env=dict(self._environ)
+        )
+        if process.stdin is None:
+            raise AssertionError("a pipe was asked for")
+        running = _Running(claim=claim, process=process)
+        with self._changed:
+            self._running[claim.build_id, claim.attempt_no] = running
+        log.info("attempt.spawned", build_id=claim.build_id, attempt_no=claim.attempt_no, pid=process.pid)
+        try:
+            process.stdin.write(order.model_dump_json().encode())
+            process.stdin.close()
+        except BrokenPipeError:
+            log.warning("attempt.died_early", build_id=claim.build_id)
+        threading.Thread(target=self._watch, args=(running,), name="slot", daemon=True).start()
+
+    def _watch(self, running: _Running) -> None:
+        status = running.process.wait()
+        claim = running.claim
+        if status != 0:
+            log.warning("attempt.lost", build_id=claim.build_id, attempt_no=claim.attempt_no, status=status)
+            self._clear(claim)
+            self._hand_back(claim, status)
+        with self._changed:
+            del self._running[claim.build_id, claim.attempt_no]
+            self._changed.notify_all()
+        self.fill()
+
+    def _clear(self, claim: Claim) -> None:
+        try:
+            self._janitor.clear(claim.build_id, claim.attempt_no)
+        except MillraceError as error:
+            log.warning("janitor.failed", why=error.message)
+
+    def _hand_back(self, claim: Claim, status: int) -> None:
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        report = FinishReport(
+            verdict=Verdict.HANDED_BACK,
+            reason=Reason.WORKER_LOST,
+            message=f"the process of attempt {claim.attempt_no} {how}",
+            log=_NOTHING,
+            marks={"verdict": int(time.time() * 1000)},
+        )
+        control = AttemptControl(self._settings.api, claim.build_id, claim.attempt_no, claim.token)
+        try:
+            control.finish(report, patience_s=claim.lease_ttl_s)
+        except AttemptFenced:
+            return  # the lease was faster
+        except MillraceError as error:
+            log.warning("attempt.unreported", why=error.message)
+        finally:
+            control.close()
+
+    def _note(self, trouble: str) -> None:
+        """Say what keeps this worker from claiming, once when it begins and once when it is over."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                log.warning("worker.not_claiming", why=trouble)
+            else:
+                log.info("worker.claiming_again")
