@@ -8,6 +8,8 @@ from typing import Protocol
 LABEL_BUILD = "millrace.build"
 LABEL_ATTEMPT = "millrace.attempt"
 LABEL_WORKER = "millrace.worker"
+LABEL_WORKSPACES = "millrace.workspaces"
+"""The folder of workspaces that a container belongs to: a janitor leaves those of other farms on the same host alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

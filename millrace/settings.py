@@ -95,9 +95,13 @@ class Settings(BaseSettings):
     ] = None
     pids_limit: Annotated[int, Field(ge=16, description="Processes that a build may have.")] = 4096
 
+    min_free_bytes: Annotated[int, Field(ge=0, description="Free disk below which a worker claims nothing.")] = 2 * 1024**3
+
     max_attempts: Annotated[int, Field(ge=1, le=10, description="Attempts of a build where our side fails.")] = 3
     lease_ttl_s: Annotated[float, Field(gt=0, description="Seconds that a claim lasts without renewal.")] = 30
-    renew_every_s: Annotated[float, Field(gt=0, description="Seconds between renewals.")] = 10
+    renew_every_s: Annotated[
+        float, Field(gt=0, description="Seconds between renewals, and so until a running build hears that it should stop.")
+    ] = 5
     self_fence_s: Annotated[float, Field(gt=0, description="Seconds without a renewal after which a worker stops by itself.")] = (
         25
     )
@@ -150,6 +154,11 @@ class Settings(BaseSettings):
     def host(self) -> str:
         """This machine's name."""
         return socket.gethostname()
+
+
+def for_children(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment that a process started by us may see: everything but our own settings, which hold secrets."""
+    return {name: value for name, value in environ.items() if not name.startswith("MILLRACE_")}
 
 
 def _paths(text: str) -> tuple[Path, ...]:

@@ -175,7 +175,7 @@ def _alembic() -> Config:
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # type: ignore[attr-defined]  # SQLite's: we say BEGIN ourselves, so that writers can say IMMEDIATE
+    connection.isolation_level = None  # we say BEGIN ourselves, so that writers can say IMMEDIATE
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")

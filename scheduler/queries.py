@@ -127,7 +127,8 @@ def find_builds(
     if states:
         query = query.where(Build.state.in_([state.value for state in states]))
     if cursor is not None:
-        query = query.where(sa.tuple_(Build.submitted_ms, Build.id) < sa.tuple_(*_read_cursor(cursor)))
+        moment, build_id = _read_cursor(cursor)
+        query = query.where(sa.tuple_(Build.submitted_ms, Build.id) < sa.tuple_(sa.literal(moment), sa.literal(build_id)))
     with db.reading() as session:
         rows = session.scalars(query).all()
         page = rows[:limit]

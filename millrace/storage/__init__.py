@@ -1,0 +1,162 @@
+"""Where artifacts, uploads and old logs lie: one small interface, a directory or any S3 behind it.
+
+Keys live in buckets. Both stores keep size and SHA-256 beside each object, and pass `tests/contract/test_store.py`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import BinaryIO, Final, Literal, Protocol
+from urllib.parse import urlsplit
+
+from millrace.contract import Grant
+from millrace.errors import InfraProblem, InvalidInput
+from millrace.settings import Settings
+from millrace.vocabulary import Reason
+
+PIECE_BYTES: Final = 1024 * 1024
+"""How much is held in memory of a body that streams through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An object that is there. `sha256` is None where somebody else put it there without saying."""
+
+    bucket: str
+    key: str
+    size_bytes: int
+    sha256: str | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """An object store. Every failure of the store itself is InfraProblem(STORAGE); safe from several threads."""
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        body: BinaryIO,
+        *,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> StoredObject:
+        """Store `body`, whole or not at all, and replace what was there.
+
+        `size_bytes` and `sha256`, where given, are what the body must turn out to be; else InvalidInput, and nothing is left.
+        """
+
+    def open(self, bucket: str, key: str, *, offset: int = 0) -> AbstractContextManager[BinaryIO]:
+        """The object's bytes from `offset`. Raises FileNotFoundError."""
+
+    def stat(self, bucket: str, key: str) -> StoredObject | None:
+        """What is known of the object; None where there is none."""
+
+    def list(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
+        """Objects whose keys begin with `prefix`, by key. Hashes may be left out."""
+
+    def delete(self, bucket: str, key: str) -> None:
+        """Remove the object; one that is gone is fine."""
+
+    def delete_prefix(self, bucket: str, prefix: str) -> int:
+        """Remove all objects whose keys begin with `prefix`; how many there were."""
+
+    def presign(
+        self,
+        method: Literal["PUT", "GET"],
+        bucket: str,
+        key: str,
+        *,
+        expires_in_s: int,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+    ) -> Grant:
+        """An address with which a holder may do just this, for a while."""
+
+    def check(self) -> None:
+        """Raises InfraProblem(STORAGE) unless the store can be written to."""
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name. Raises InvalidInput where they do not make one."""
+    from millrace.storage.directory import DirectoryStore
+    from millrace.storage.s3 import S3Store
+
+    address = urlsplit(settings.store)
+    if address.scheme == "file":
+        key = settings.signing_key
+        if key is None:
+            raise InvalidInput(
+                "a directory store needs MILLRACE_SIGNING_KEY", hint="'millrace up' makes one; or set 32 random bytes in hex."
+            )
+        return DirectoryStore(address.path, key.get_secret_value().encode())
+    if address.scheme in ("http", "https") and address.hostname:
+        if settings.store_access_key is None or settings.store_secret_key is None:
+            raise InvalidInput("an S3 store needs MILLRACE_STORE_ACCESS_KEY and MILLRACE_STORE_SECRET_KEY")
+        return S3Store(
+            address.netloc,
+            access_key=settings.store_access_key,
+            secret_key=settings.store_secret_key.get_secret_value(),
+            region=settings.store_region,
+            secure=address.scheme == "https",
+        )
+    raise InvalidInput(f"MILLRACE_STORE_URL {settings.store!r} is no store", hint="Use file:///folder or http(s)://host:port.")
+
+
+def check_key(bucket: str, key: str) -> None:
+    """Raises InvalidInput for a bucket or key that could mean another place than it says."""
+    parts = [bucket, *key.split("/")]
+    for part in parts:
+        if part in ("", ".", "..") or len(part.encode(errors="surrogatepass")) > 255:
+            raise InvalidInput(f"{bucket}/{key[:200]!r} is no object key: each part has 1 to 255 bytes and is not . or ..")
+        if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) <= 0xDFFF for char in part):
+            raise InvalidInput(f"{bucket}/{key[:200]!r} is no object key: it has control characters")
+    if len(key.encode()) > 1024 or "/" in bucket or bucket.startswith("."):
+        raise InvalidInput(f"{bucket}/{key[:200]!r} is no object key: at most 1024 bytes, in a bucket with a plain name")
+
+
+def storage_problem(what: str, cause: BaseException) -> InfraProblem:
+    """The store's own failure, said once for both stores."""
+    return InfraProblem(
+        f"the object store failed to {what}: {cause or type(cause).__name__}",
+        reason=Reason.STORAGE,
+        status_code="CLIENT_ERROR",
+        hint="Is the store up, and is there room?",
+    )
+
+
+class HashingReader:
+    """A body that is measured and hashed while it is read."""
+
+    def __init__(self, body: BinaryIO) -> None:
+        self._body = body
+        self._sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's `read`."""
+        data = self._body.read(size)
+        self._sha256.update(data)
+        self.size_bytes += len(data)
+        return data
+
+    @property
+    def sha256(self) -> str:
+        """Of all that was read so far."""
+        return self._sha256.hexdigest()
+
+
+def pieces(body: BinaryIO, *, sha256: str | None, size_bytes: int, what: str) -> Iterator[bytes]:
+    """`body` in pieces, checked: raises InfraProblem(STORAGE) at the end where it was not what the record says."""
+    reader = HashingReader(body)
+    while piece := reader.read(PIECE_BYTES):
+        yield piece
+    if reader.size_bytes != size_bytes or (sha256 is not None and reader.sha256 != sha256):
+        raise InfraProblem(
+            f"{what} is damaged in the store: {reader.size_bytes} bytes with SHA-256 {reader.sha256}, "
+            f"recorded were {size_bytes} bytes with {sha256}",
+            reason=Reason.STORAGE,
+            hint="Build again, or restore the store from a backup.",
+        )

@@ -1,0 +1,212 @@
+"""Objects as files: `<root>/<bucket>/<key>`, with size and hash in `<root>/.meta/<bucket>/<key>.json`.
+
+A file that somebody simply drops into a bucket's folder is an object too, only without a hash.
+"""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from millrace.contract import Grant
+from millrace.errors import Forbidden, InvalidInput
+from millrace.storage import PIECE_BYTES, HashingReader, StoredObject, check_key, storage_problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedObject:
+    """What a signed address lets its holder do."""
+
+    method: str
+    bucket: str
+    key: str
+    expires_at_s: int
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+class DirectoryStore:
+    """A `Store` in a folder, for one machine. Grants are relative addresses below the API's `/objects/`."""
+
+    def __init__(self, root: str | Path, signing_key: bytes) -> None:
+        if len(signing_key) < 32:
+            raise InvalidInput("MILLRACE_SIGNING_KEY is shorter than 32 bytes")
+        self._root = Path(root)
+        self._signing_key = signing_key
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        body: BinaryIO,
+        *,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> StoredObject:
+        path, meta = self._paths(bucket, key)
+        temporary = self._root / ".tmp" / secrets.token_hex(16)
+        try:
+            for folder in (temporary.parent, path.parent, meta.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            reader = HashingReader(body)
+            with open(temporary, "xb") as file:
+                shutil.copyfileobj(reader, file, PIECE_BYTES)
+                file.flush()
+                os.fsync(file.fileno())
+            if size_bytes is not None and reader.size_bytes != size_bytes:
+                raise InvalidInput(f"{key} was announced with {size_bytes} bytes, but {reader.size_bytes} came")
+            if sha256 is not None and reader.sha256 != sha256:
+                raise InvalidInput(f"{key} was announced with SHA-256 {sha256}, but it is {reader.sha256}")
+            stored = StoredObject(
+                bucket=bucket, key=key, size_bytes=reader.size_bytes, sha256=reader.sha256, metadata=dict(metadata or {})
+            )
+            note = temporary.with_suffix(".json")
+            note.write_text(json.dumps({"size": stored.size_bytes, "sha256": stored.sha256, "metadata": stored.metadata}))
+            meta.unlink(missing_ok=True)  # between the two renames the object is there without a hash, never with a wrong one
+            os.replace(temporary, path)
+            os.replace(note, meta)
+        except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+            raise InvalidInput(f"{key} cannot be stored: part of it is an object, or it is a folder of objects") from error
+        except OSError as error:
+            raise storage_problem(f"keep {key}", error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+                temporary.with_suffix(".json").unlink(missing_ok=True)
+        return stored
+
+    @contextlib.contextmanager
+    def open(self, bucket: str, key: str, *, offset: int = 0) -> Iterator[BinaryIO]:
+        path, _ = self._paths(bucket, key)
+        try:
+            file = open(path, "rb")  # noqa: SIM115  # closed below, outside this try, so that the block's own errors pass
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise FileNotFoundError(f"{bucket}/{key}") from error
+        except OSError as error:
+            raise storage_problem(f"read {key}", error) from error
+        with file:
+            file.seek(offset)
+            yield file
+
+    def stat(self, bucket: str, key: str) -> StoredObject | None:
+        path, meta = self._paths(bucket, key)
+        try:
+            if not path.is_file():
+                return None
+            size = path.stat().st_size
+            note = json.loads(meta.read_text()) if meta.is_file() else {}
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise storage_problem(f"look at {key}", error) from error
+        known = note if note.get("size") == size else {}
+        return StoredObject(
+            bucket=bucket, key=key, size_bytes=size, sha256=known.get("sha256"), metadata=known.get("metadata", {})
+        )
+
+    def list(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
+        check_key(bucket, "x")
+        top = self._root / bucket
+        folder = top / os.path.dirname(prefix)
+        if ".." in prefix.split("/") or not folder.is_dir():
+            return
+        keys = sorted(path.relative_to(top).as_posix() for path in folder.rglob("*") if path.is_file())
+        for key in keys:
+            if key.startswith(prefix) and (stored := self.stat(bucket, key)) is not None:
+                yield stored
+
+    def delete(self, bucket: str, key: str) -> None:
+        path, meta = self._paths(bucket, key)
+        try:
+            for file in (path, meta):
+                with contextlib.suppress(NotADirectoryError):
+                    file.unlink(missing_ok=True)
+            self._prune(path.parent, self._root / bucket)
+            self._prune(meta.parent, self._root / ".meta" / bucket)
+        except OSError as error:
+            raise storage_problem(f"delete {key}", error) from error
+
+    def delete_prefix(self, bucket: str, prefix: str) -> int:
+        keys = [stored.key for stored in self.list(bucket, prefix)]
+        for key in keys:
+            self.delete(bucket, key)
+        return len(keys)
+
+    def presign(
+        self,
+        method: Literal["PUT", "GET"],
+        bucket: str,
+        key: str,
+        *,
+        expires_in_s: int,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+    ) -> Grant:
+        check_key(bucket, key)
+        grant = SignedObject(
+            method=method,
+            bucket=bucket,
+            key=key,
+            expires_at_s=int(time.time()) + expires_in_s,
+            size_bytes=size_bytes,
+            sha256=sha256,
+        )
+        return Grant(method=method, url=f"/objects/{_sign(self._signing_key, grant)}", key=key, expires_in_s=expires_in_s)
+
+    def check(self) -> None:
+        try:
+            probe = self._root / ".tmp" / f"check-{secrets.token_hex(8)}"
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"ok")
+            probe.unlink()
+        except OSError as error:
+            raise storage_problem("write a file", error) from error
+
+    def _paths(self, bucket: str, key: str) -> tuple[Path, Path]:
+        check_key(bucket, key)
+        return self._root / bucket / key, self._root / ".meta" / bucket / f"{key}.json"
+
+    @staticmethod
+    def _prune(folder: Path, top: Path) -> None:
+        """Remove folders that became empty, up to the bucket."""
+        while folder != top and top in folder.parents:
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, or another was faster
+                return
+            folder = folder.parent
+
+
+def _sign(signing_key: bytes, grant: SignedObject) -> str:
+    payload = base64.urlsafe_b64encode(json.dumps(asdict(grant)).encode()).rstrip(b"=")
+    seal = base64.urlsafe_b64encode(hmac.digest(signing_key, payload, hashlib.sha256)).rstrip(b"=")
+    return f"{payload.decode()}.{seal.decode()}"
+
+
+def read_token(signing_key: bytes, token: str, method: str) -> SignedObject:
+    """What a signed address grants. Raises Forbidden where it is forged, too old, or for another method."""
+    payload, _, seal = token.partition(".")
+    try:
+        given = base64.urlsafe_b64decode(seal.encode() + b"==")
+        wanted = hmac.digest(signing_key, payload.encode(), hashlib.sha256)
+        if not hmac.compare_digest(given, wanted):
+            raise Forbidden("this address was not signed by this farm", hint="Ask for a new grant.")
+        grant = SignedObject(**json.loads(base64.urlsafe_b64decode(payload.encode() + b"==")))
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise Forbidden("this address was not signed by this farm", hint="Ask for a new grant.") from error
+    if grant.expires_at_s < time.time():
+        raise Forbidden("this address has expired", hint="Ask for a new grant.")
+    if grant.method != method:
+        raise Forbidden(f"this address is for {grant.method}, not for {method}")
+    return grant

@@ -1,0 +1,237 @@
+"""Objects in any S3, through the minio SDK. SHA-256 lies in the object's user metadata."""
+
+import contextlib
+import io
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import BinaryIO, Final, Literal, TypeVar, cast
+
+import urllib3
+from minio import Minio
+from minio.deleteobjects import DeleteObject
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from urllib3.exceptions import HTTPError
+
+from millrace.contract import Grant
+from millrace.errors import InvalidInput
+from millrace.storage import PIECE_BYTES, HashingReader, StoredObject, check_key, storage_problem
+
+T = TypeVar("T")
+_TRIES: Final = 3
+_GONE: Final = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"})
+_IN_MEMORY_BYTES: Final = 8 * 1024**2
+_HASH: Final = "sha256"
+
+
+class S3Store:
+    """A `Store` in S3. Buckets are made when something is first put into them."""
+
+    def __init__(self, endpoint: str, *, access_key: str, secret_key: str, region: str, secure: bool) -> None:
+        self._client = Minio(
+            endpoint,
+            access_key=access_key,
+            secret_key=secret_key,
+            region=region,
+            secure=secure,
+            http_client=urllib3.PoolManager(
+                timeout=urllib3.Timeout(connect=5, read=60),
+                maxsize=32,
+                retries=urllib3.Retry(total=0, redirect=2),
+            ),
+        )
+        self._region = region
+        self._buckets: set[str] = set()
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        body: BinaryIO,
+        *,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> StoredObject:
+        check_key(bucket, key)
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
+            # Spooled, since the hash goes in front of the bytes as metadata, and a try again needs the bytes again.
+            reader = HashingReader(body)
+            while piece := reader.read(PIECE_BYTES):
+                spool.write(piece)
+            if size_bytes is not None and reader.size_bytes != size_bytes:
+                raise InvalidInput(f"{key} was announced with {size_bytes} bytes, but {reader.size_bytes} came")
+            if sha256 is not None and reader.sha256 != sha256:
+                raise InvalidInput(f"{key} was announced with SHA-256 {sha256}, but it is {reader.sha256}")
+
+            def send() -> None:
+                spool.seek(0)
+                self._client.put_object(
+                    bucket,
+                    key,
+                    cast(BinaryIO, spool),
+                    reader.size_bytes,
+                    metadata={**(metadata or {}), _HASH: reader.sha256},
+                )
+
+            self._try(f"keep {key}", lambda: self._make(bucket))
+            self._try(f"keep {key}", send)
+        return StoredObject(
+            bucket=bucket, key=key, size_bytes=reader.size_bytes, sha256=reader.sha256, metadata=dict(metadata or {})
+        )
+
+    @contextlib.contextmanager
+    def open(self, bucket: str, key: str, *, offset: int = 0) -> Iterator[BinaryIO]:
+        check_key(bucket, key)
+        if offset:
+            stored = self.stat(bucket, key)
+            if stored is not None and offset >= stored.size_bytes:
+                yield io.BytesIO()
+                return
+        response = self._try(f"read {key}", lambda: self._get(bucket, key, offset))
+        try:
+            yield cast(BinaryIO, _Translating(response, key))
+        finally:
+            response.close()
+            response.release_conn()
+
+    def stat(self, bucket: str, key: str) -> StoredObject | None:
+        check_key(bucket, key)
+
+        def look() -> StoredObject | None:
+            try:
+                found = self._client.stat_object(bucket, key)
+            except S3Error as error:
+                if error.code in _GONE:
+                    return None
+                raise
+            notes = {
+                k.lower().removeprefix("x-amz-meta-"): v
+                for k, v in (found.metadata or {}).items()
+                if k.lower().startswith("x-amz-meta-")
+            }
+            return StoredObject(bucket=bucket, key=key, size_bytes=found.size or 0, sha256=notes.pop(_HASH, None), metadata=notes)
+
+        return self._try(f"look at {key}", look)
+
+    def list(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
+        check_key(bucket, "x")
+
+        def find() -> list[StoredObject]:
+            try:
+                return [
+                    StoredObject(bucket=bucket, key=item.object_name, size_bytes=item.size or 0, sha256=None)
+                    for item in self._client.list_objects(bucket, prefix=prefix, recursive=True)
+                    if item.object_name
+                ]
+            except S3Error as error:
+                if error.code in _GONE:
+                    return []
+                raise
+
+        yield from self._try(f"list {prefix}", find)
+
+    def delete(self, bucket: str, key: str) -> None:
+        check_key(bucket, key)
+
+        def remove() -> None:
+            try:
+                self._client.remove_object(bucket, key)
+            except S3Error as error:
+                if error.code not in _GONE:
+                    raise
+
+        self._try(f"delete {key}", remove)
+
+    def delete_prefix(self, bucket: str, prefix: str) -> int:
+        keys = [stored.key for stored in self.list(bucket, prefix)]
+        if keys:
+            errors = self._try(
+                f"delete {prefix}", lambda: list(self._client.remove_objects(bucket, [DeleteObject(key) for key in keys]))
+            )
+            if errors:
+                raise storage_problem(f"delete {errors[0].name}", RuntimeError(errors[0].message or errors[0].code))
+        return len(keys)
+
+    def presign(
+        self,
+        method: Literal["PUT", "GET"],
+        bucket: str,
+        key: str,
+        *,
+        expires_in_s: int,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+    ) -> Grant:
+        check_key(bucket, key)
+        if method == "PUT":
+            self._try(f"keep {key}", lambda: self._make(bucket))
+        url = self._try(
+            f"grant {key}", lambda: self._client.get_presigned_url(method, bucket, key, expires=timedelta(seconds=expires_in_s))
+        )
+        headers = {f"x-amz-meta-{_HASH}": sha256} if method == "PUT" and sha256 else {}
+        return Grant(method=method, url=url, headers=headers, key=key, expires_in_s=expires_in_s)
+
+    def check(self) -> None:
+        self._try("answer", lambda: self._client.bucket_exists("millrace-health"))
+
+    def _make(self, bucket: str) -> None:
+        if bucket in self._buckets:
+            return
+        if not self._client.bucket_exists(bucket):
+            try:
+                self._client.make_bucket(bucket, self._region)
+            except S3Error as error:
+                if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    raise
+        self._buckets.add(bucket)
+
+    def _get(self, bucket: str, key: str, offset: int) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._client.get_object(bucket, key, offset=offset)
+        except S3Error as error:
+            if error.code in _GONE:
+                raise FileNotFoundError(f"{bucket}/{key}") from error
+            raise
+
+    def _try(self, what: str, work: Callable[[], T]) -> T:
+        """`work`, tried again where the store stumbles; its failures as ours."""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return work()
+            except FileNotFoundError:
+                raise
+            except (MinioException, HTTPError, OSError) as error:
+                passing = not isinstance(error, S3Error) or (error.response is not None and error.response.status >= 500)
+                if (
+                    not isinstance(error, (S3Error, ServerError, InvalidResponseError, HTTPError, OSError))
+                    or not passing
+                    or attempt == _TRIES
+                ):
+                    raise storage_problem(what, error) from error
+                time.sleep(random.uniform(0.05, 0.3 * 2**attempt))  # noqa: S311  # jitter, not a secret
+        raise AssertionError("unreachable")
+
+
+class _Translating:
+    """A response's body whose failures are ours."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, key: str) -> None:
+        self._response, self._key = response, key
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's `read`; urllib3 may return less than asked for, so this reads on until it is enough or the end."""
+        parts: list[bytes] = []
+        got = 0
+        while size < 0 or got < size:
+            try:
+                part = self._response.read(PIECE_BYTES if size < 0 else size - got)
+            except (HTTPError, OSError) as error:
+                raise storage_problem(f"read {self._key}", error) from error
+            if not part:
+                break
+            parts.append(part)
+            got += len(part)
+        return b"".join(parts)
