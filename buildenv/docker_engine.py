@@ -163,6 +163,8 @@ class DockerEngine:
         return image
 
     def _image(self, reference: str) -> Image | None:
+        if not reference:
+            raise _no_image("''", "it has no name")
         try:
             with _talking():
                 said = _inspect_image(self._client(QUICK_S), reference)
@@ -186,7 +188,7 @@ class DockerEngine:
                 problem, said = error, f"the registry sent nothing for {PULL_IDLE_S} s ({error})"
             if not tries_left or _is_unreachable(said):
                 raise InfraProblem(
-                    f"image {reference} is not on the worker's host, and its registry could not be asked: {said}",
+                    f"image {reference} is not on the worker's host, and its registry could not be asked for it: {said}",
                     reason=Reason.IMAGE_PULL,
                     status_code=PULL_STATUS_CODE,
                     hint="Check the image's name, and whether the worker's host reaches its registry; "

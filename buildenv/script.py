@@ -24,7 +24,7 @@ MAX_STATE_BYTES: Final = 16 * 1024 * 1024
 NOT_CARRIED: Final = frozenset(
     b"BASH BASHOPTS BASHPID BASH_ALIASES BASH_ARGC BASH_ARGV BASH_ARGV0 BASH_CMDS BASH_COMMAND BASH_EXECUTION_STRING BASH_LINENO "
     b"BASH_LOADABLES_PATH BASH_MONOSECONDS BASH_REMATCH BASH_SOURCE BASH_SUBSHELL BASH_TRAPSIG BASH_VERSINFO BASH_VERSION "
-    b"COMP_WORDBREAKS DIRSTACK EPOCHREALTIME EPOCHSECONDS EUID FUNCNAME GROUPS HISTCMD IFS LINENO OLDPWD OPTARG OPTERR OPTIND "
+    b"COMPWORDBREAKS DIRSTACK EPOCHREALTIME EPOCHSECONDS EUID FUNCNAME GROUPS HISTCMD IFS LINENO OLDPWD OPTARG OPTERR OPTIND "
     b"PIPESTATUS PPID PS1 PS2 PS3 PS4 PWD RANDOM SECONDS SHELLOPTS SHLVL SRANDOM UID _".split()
 )
 """Variables that a shell keeps by itself. `PWD` and `OLDPWD` come back by `cd`."""
@@ -35,11 +35,11 @@ _SINGLE = rb"'[^']*+'"
 _DOUBLE = rb'"(?:[^"\\]|\\.)*+"'
 _ANSI = rb"\$'(?:[^'\\]|\\.)*+'"
 _QUOTED = rb"(?:" + _SINGLE + rb"|" + _DOUBLE + rb"|" + _ANSI + rb"|\\."
-_WORD = _QUOTED + rb"|\$(?!')|[^\s'\"\\$()])*+"
+WORD = _QUOTED + rb"|\$(?!')|[^\s'\"\\$()])*+"
 _ARRAY = rb"\(" + _QUOTED + rb"|\$(?!')|[^'\"\\$()])*+\)"
-_VALUE = rb"(?:" + _ARRAY + rb"|" + _WORD + rb")"
-_SET_LINE = re.compile(rb"(?P<name>[A-Za-z_]\w*)=(?P<value>" + _WORD + rb")\n", re.ASCII | re.DOTALL)
-_EXPORT_LINE = re.compile(
+_VALUE = rb"(?:" + _ARRAY + rb"|" + WORD + rb")"
+SET_LINE = re.compile(rb"(?P<name>[A-Za-z_]\w*)=(?P<value>" + WORD + rb")\n", re.ASCII | re.DOTALL)
+EXPORT_LINE = re.compile(
     rb"(?:export|declare -(?P<flags>[A-Za-z-]+)) (?P<name>[A-Za-z_]\w*)(?:=(?P<value>" + _VALUE + rb"))?\n", re.ASCII | re.DOTALL
 )
 _SEGMENT = re.compile(
@@ -141,7 +141,7 @@ def _ansi_escape(found: re.Match[bytes]) -> bytes:
 
 def parse_exports(raw: bytes) -> dict[bytes, Variable]:
     """What `export -p` of any shell prints. Raises BadState."""
-    return {name: replace(variable, exported=True) for name, variable in _lines(raw, _EXPORT_LINE)}
+    return {name: replace(variable, exported=True) for name, variable in _lines(raw, EXPORT_LINE)}
 
 
 def parse(raw: bytes) -> State:
@@ -154,12 +154,12 @@ def parse(raw: bytes) -> State:
     if not found or not re.fullmatch(rb"[0-7]{1,4}", umask):
         raise BadState("the state has no working directory or umask")
     if kind == b"bash":
-        variables, at = _until_end(rest, _EXPORT_LINE)
+        variables, at = _until_end(rest, EXPORT_LINE)
         functions = rest[at:]
         if not functions.endswith(_END_OF_PART):
             raise BadState("the state has no end of its functions")
         return State(cwd=cwd, umask=umask, variables=dict(variables), functions=functions.removesuffix(_END_OF_PART), bash=True)
-    plain, at = _until_end(rest, _SET_LINE)
+    plain, at = _until_end(rest, SET_LINE)
     exported = parse_exports(rest[at:].removesuffix(_END_OF_PART))
     merged = {name: replace(variable, exported=name in exported) for name, variable in plain}
     return State(cwd=cwd, umask=umask, variables={**exported, **merged})

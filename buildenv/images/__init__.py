@@ -47,9 +47,15 @@ def runtimes_from_labels(labels: Mapping[str, str]) -> Mapping[str, tuple[str, .
     """What an image declares: runtime -> versions; None where it declares nothing, or nothing that can be read."""
     try:
         declared = json.loads(labels[LABEL_RUNTIMES])
-        return {str(name): tuple(str(version) for version in versions) for name, versions in declared.items()}
-    except (KeyError, ValueError, AttributeError, TypeError):
+    except (KeyError, ValueError, RecursionError):
         return None
+    if not isinstance(declared, dict) or not all(_is_versions(versions) for versions in declared.values()):
+        return None
+    return {runtime: tuple(versions) for runtime, versions in declared.items()}
+
+
+def _is_versions(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(version, str) for version in value)
 
 
 _SPELLINGS: Final = {"node": "nodejs", "go": "golang", "corretto": "java", "openjdk": "java"}
@@ -68,8 +74,9 @@ def resolve_runtimes(
     for runtime, version in asked.items():
         versions = declared.get(runtime)
         if versions is None:
-            close = difflib.get_close_matches(runtime, [*declared, *_SPELLINGS], n=1)
-            hint = f"; did you mean {_SPELLINGS.get(close[0], close[0])}?" if close else ""
+            meant = {other: real for other, real in _SPELLINGS.items() if real in declared} | {name: name for name in declared}
+            close = difflib.get_close_matches(runtime, meant, n=1)
+            hint = f"; did you mean {meant[close[0]]}?" if close else ""
             problems.append(f"Unknown runtime named '{runtime}'. Image {image} has {', '.join(sorted(declared))}{hint}")
             continue
         match = next((v for v in sorted(versions, key=_order, reverse=True) if _fits(runtime, v, version)), None)

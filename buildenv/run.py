@@ -1,0 +1,665 @@
+"""One attempt at a build, from its claim to its result: the phases in CodeBuild's order, and what follows from each failure.
+
+Events go out through a `Sink`, bytes through a `Depot`, the wish to end comes in by a `StopSignal`. Nothing else passes
+sideways; `run` knows no database, no queue and no API.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+from buildenv import artifacts, buildspec, images, source, variables, workspace, yamltree
+from buildenv.buildspec import ArtifactsSpec, Buildspec, Command, PhaseSpec
+from buildenv.engine import Console, ContainerSpec, Engine, Image, Mount
+from buildenv.shell import RUNNER_COMMAND, Shell
+from buildenv.workspace import Workspace
+from millrace.contract import (
+    ArtifactReport,
+    Claim,
+    ExportedVariable,
+    Grant,
+    GrantRequest,
+    PhaseContext,
+    PhaseReport,
+)
+from millrace.errors import BadBuildspec, BuildProblem, BuildStopped, InfraProblem, NotFound, Unavailable
+from millrace.ids import container_name
+from millrace.log import get_logger
+from millrace.project import ProjectArtifacts
+from millrace.vocabulary import (
+    COMMAND_PHASES,
+    ArtifactPackaging,
+    ArtifactsType,
+    PhaseType,
+    Reason,
+    SourceType,
+    StatusType,
+    Verdict,
+)
+
+log = get_logger(__name__)
+_UPLOADS_AT_ONCE: Final = 4
+_GRACE_S: Final = 10.0
+_ENDS_THE_BUILD: Final = frozenset({PhaseType.INSTALL, PhaseType.PRE_BUILD})
+"""Phases whose failure leaves nothing to go on with (CodeBuild: build phase transitions)."""
+
+
+class StopSignal:
+    """The wish that the attempt ends, with its reason. The first reason counts."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.reason: Reason | None = None
+
+    def set(self, reason: Reason) -> None:
+        """Ask for the end."""
+        if self.reason is None:
+            self.reason = reason
+        self.event.set()
+
+
+class Sink(Protocol):
+    """Where an attempt tells what happens. `phase` may raise AttemptFenced, which ends the attempt."""
+
+    def phase(self, report: PhaseReport) -> None:
+        """A phase began or ended."""
+
+    def log(self, data: bytes) -> None:
+        """More of the build's log; may block."""
+
+    def mark(self, name: str) -> None:
+        """A moment of the ledger is now; the first time counts."""
+
+    def mark_again(self, name: str) -> None:
+        """A moment of the ledger is now; the last time counts."""
+
+
+class Depot(Protocol):
+    """How bytes reach and leave the object store."""
+
+    def grant(self, request: GrantRequest) -> Grant:
+        """An address for one object. Raises NotFound, AttemptFenced or InfraProblem(STORAGE)."""
+
+    def upload(self, grant: Grant, path: Path, sha256: str) -> None:
+        """Send a file there. Raises InfraProblem(STORAGE) after tries enough."""
+
+    def download(self, grant: Grant, path: Path) -> None:
+        """Fetch an object into a file. Raises InfraProblem(STORAGE)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that one attempt needs to know. `workspace` is a folder of its own on the host, which is made and removed."""
+
+    claim: Claim
+    workspace: Path
+    labels: Mapping[str, str]
+    cpus: float
+    memory_bytes: int
+    pids: int
+    network: str
+    ca_bundle: Path | None
+    git_roots: tuple[Path, ...]
+    max_artifact_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How the attempt ended."""
+
+    verdict: Verdict
+    reason: Reason
+    message: str = ""
+    exit_code: int | None = None
+    artifacts: tuple[ArtifactReport, ...] = ()
+    resolved_source_version: str | None = None
+    exported_variables: tuple[ExportedVariable, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """A command that failed, and so its phase."""
+
+    message: str
+    exit_code: int
+    reason: Reason = Reason.EXIT_CODE
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """What is known so far of an attempt's outcome."""
+
+    failure: _Failure | None = None
+    exit_code: int | None = None
+    resolved_version: str | None = None
+    exported: tuple[ExportedVariable, ...] = ()
+    artifacts: list[ArtifactReport] = field(default_factory=list)
+
+
+def run(job: Job, engine: Engine, sink: Sink, depot: Depot, stop: StopSignal) -> Result:
+    """Carry one attempt. Raises AttemptFenced only; all else that a build, the engine or the store can do is in the result.
+
+    When it returns, the container and the workspace are gone.
+    """
+    attempt = _Attempt(job, engine, sink, depot, stop)
+    try:
+        attempt.carry()
+        return attempt.verdict()
+    except BuildProblem as problem:
+        return attempt.result(Verdict.FAILED, problem.reason, problem.message)
+    except BuildStopped as stopped:
+        return attempt.stopped(stopped)
+    except InfraProblem as problem:
+        return attempt.result(Verdict.FAULT, problem.reason, problem.message)
+    except Unavailable as problem:
+        return attempt.result(Verdict.HANDED_BACK, Reason.WORKER_LOST, problem.message)
+    finally:
+        attempt.clean_up()
+
+
+class _Attempt:
+    """The state of one attempt; its methods are the phases, in order."""
+
+    def __init__(self, job: Job, engine: Engine, sink: Sink, depot: Depot, stop: StopSignal) -> None:
+        self._job, self._engine, self._sink, self._depot, self._stop = job, engine, sink, depot, stop
+        self._claim = job.claim
+        self._settings = job.claim.settings
+        self._deadline = time.monotonic() + job.claim.deadline_in_s
+        self._log = _BuildLog(sink)
+        self._workspace = Workspace(job.workspace, variables.source_folder(job.claim))
+        self._progress = _Progress()
+        self._container: str | None = None
+        self._console: Console | None = None
+        self._image: Image | None = None
+        self._variables: dict[str, str] = {}
+
+    def carry(self) -> None:
+        """All phases. Raises what ends the attempt early; failed commands are noted in the progress."""
+        with self._phase(PhaseType.PROVISIONING):
+            image = self._provision()
+        with self._phase(PhaseType.DOWNLOAD_SOURCE):
+            spec = self._download(image)
+            shell = self._start(spec)
+        upload = self._run_commands(spec, shell)
+        self._export(spec, shell)
+        if upload:
+            self._upload(spec, shell)
+        with self._phase(PhaseType.FINALIZING):
+            pass
+
+    def verdict(self) -> Result:
+        """The result of an attempt that went through all its phases."""
+        failure = self._progress.failure
+        if failure is not None:
+            return self.result(Verdict.FAILED, failure.reason, failure.message)
+        return self.result(Verdict.SUCCEEDED, Reason.SUCCEEDED, "")
+
+    def result(self, verdict: Verdict, reason: Reason, message: str) -> Result:
+        """A result with what is known so far. A command that failed before stays the reason, whatever failed after it."""
+        failure = self._progress.failure
+        if failure is not None and verdict in (Verdict.FAILED, Verdict.FAULT) and reason is not Reason.ENGINE_LOST:
+            verdict, reason, message = Verdict.FAILED, failure.reason, failure.message
+        return Result(
+            verdict=verdict,
+            reason=reason,
+            message=message,
+            exit_code=self._progress.exit_code,
+            artifacts=tuple(self._progress.artifacts) if verdict in (Verdict.SUCCEEDED, Verdict.FAILED) else (),
+            resolved_source_version=self._progress.resolved_version,
+            exported_variables=self._progress.exported,
+        )
+
+    def stopped(self, stopped: BuildStopped) -> Result:
+        """The result of an attempt that was told to end."""
+        reason = self._why_stopped(stopped)
+        if reason is Reason.TIMEOUT:
+            return self.result(
+                Verdict.TIMED_OUT, reason, f"the build ran longer than {self._settings.timeout_in_minutes} minutes"
+            )
+        if reason is Reason.CANCELLED:
+            return self.result(Verdict.STOPPED, reason, "stopped on request")
+        return self.result(Verdict.HANDED_BACK, reason, "the worker left, or lost its lease, while the build ran")
+
+    def _why_stopped(self, stopped: BuildStopped) -> Reason:
+        return stopped.reason if stopped.reason is Reason.TIMEOUT else self._stop.reason or stopped.reason
+
+    # Phases
+
+    def _provision(self) -> Image:
+        """The image is on the host, the workspace is laid out, the container is made but does not run."""
+        environment = self._settings.environment
+        wanted = images.resolve_alias(environment.image)
+        if environment.privileged_mode:
+            raise BuildProblem(
+                "privilegedMode is not served by this fleet",
+                reason=Reason.BAD_IMAGE,
+                hint="Set privilegedMode to false.",
+            )
+        self._check_stop()
+        self._image = self._engine.ensure_image(wanted)
+        self._workspace.make()
+        mounts = [Mount(source=self._workspace.output, target=workspace.OUTPUT_INSIDE)]
+        mounts.append(Mount(source=self._workspace.readonly, target=workspace.READONLY_INSIDE, read_only=True))
+        if self._job.ca_bundle is not None:
+            mounts.append(Mount(source=self._job.ca_bundle, target=variables.CA_INSIDE, read_only=True))
+        self._container = self._engine.create(
+            ContainerSpec(
+                name=container_name(self._claim.build_id, self._claim.attempt_no),
+                image=self._image.reference,
+                command=RUNNER_COMMAND,
+                mounts=tuple(mounts),
+                labels=self._job.labels,
+                cpus=self._job.cpus,
+                memory_bytes=self._job.memory_bytes,
+                pids=self._job.pids,
+                network=self._job.network,
+            )
+        )
+        return self._image
+
+    def _download(self, image: Image) -> Buildspec:
+        """The source is there, and its buildspec is understood: every problem is found before anything runs."""
+        self._log.say("Waiting for DOWNLOAD_SOURCE")
+        self._log.say("Phase is DOWNLOAD_SOURCE")
+        self._log.say(f"CODEBUILD_SRC_DIR={self._workspace.source_inside}")
+        fetched = source.fetch(
+            self._settings.source,
+            self._settings.source_version,
+            self._workspace.source,
+            grant=self._depot.grant,
+            download=self._depot.download,
+            git_roots=self._job.git_roots,
+            ca_bundle=self._job.ca_bundle,
+            say=self._log.say,
+            stop=self._stop.event,
+            deadline=self._deadline,
+        )
+        self._progress.resolved_version = fetched.resolved_version
+        text, where = self._read_buildspec()
+        self._log.say(f"YAML location is {where}")
+        spec = buildspec.parse(text, where=where)
+        self._tell_about(spec)
+        self._log.say("Processing environment variables")
+        self._variables = variables.environment(
+            self._claim,
+            spec,
+            variables.fixed(self._claim, src_dir=self._workspace.source_inside, image=self._settings.environment.image),
+            ca_bundle=self._job.ca_bundle,
+        )
+        if fetched.resolved_version:
+            self._variables["CODEBUILD_RESOLVED_SOURCE_VERSION"] = fetched.resolved_version
+        if fetched.repo_url:
+            self._variables["CODEBUILD_SOURCE_REPO_URL"] = fetched.repo_url
+        self._select_runtimes(spec, image)
+        self._log.say(f"Moving to directory {self._workspace.source_inside}")
+        if spec.cache is None:
+            self._log.say("Cache is not defined in the buildspec")
+        self._log.say("Registering with agent")
+        self._log.say(f"Phases found in YAML: {len(spec.phases)}")
+        for phase, section in spec.phases.items():
+            self._log.say(f" {phase}: {len(section.commands)} commands")
+        self._sink.mark("source_ready")
+        return spec
+
+    def _read_buildspec(self) -> tuple[str | bytes, str]:
+        wanted = self._settings.source.buildspec or ""
+        if buildspec.looks_inline(wanted):
+            self._workspace.keep_buildspec(wanted)
+            return wanted, f"{workspace.READONLY_INSIDE}/buildspec.yml"
+        if wanted.startswith(("s3://", "arn:")):
+            return self._fetch_buildspec(wanted), wanted
+        if self._settings.source.type is SourceType.NO_SOURCE:
+            raise BuildProblem(
+                "a build without a source needs its buildspec as text",
+                reason=Reason.BAD_BUILDSPEC,
+                status_code="YAML_FILE_ERROR",
+                hint="Put the buildspec itself into source.buildspec or buildspecOverride.",
+            )
+        path = wanted or "buildspec.yml"
+        text = self._workspace.read_source_file(path, yamltree.MAX_BYTES + 1)
+        if text is None:
+            at = f" at {self._progress.resolved_version}" if self._progress.resolved_version else ""
+            raise BuildProblem(
+                f"YAML file does not exist: looked for {path} in the source{at}",
+                reason=Reason.BAD_BUILDSPEC,
+                status_code="YAML_FILE_ERROR",
+                hint="Add it, or name another path in source.buildspec.",
+            )
+        return text, f"{self._workspace.source_inside}/{path}"
+
+    def _fetch_buildspec(self, address: str) -> bytes:
+        name = address.removeprefix("arn:aws:s3:::").removeprefix("s3://")
+        try:
+            granted = self._depot.grant(GrantRequest(kind="source", name=name))
+        except NotFound as error:
+            raise BuildProblem(
+                f"YAML file does not exist: {address}", reason=Reason.BAD_BUILDSPEC, status_code="YAML_FILE_ERROR"
+            ) from error
+        file = self._workspace.scratch / "buildspec.yml"
+        self._depot.download(granted, file)
+        with open(file, "rb") as opened:
+            return opened.read(yamltree.MAX_BYTES + 1)
+
+    def _tell_about(self, spec: Buildspec) -> None:
+        """What was assumed, and what is understood but not acted on yet."""
+        for warning in spec.warnings:
+            self._log.say(f"Warning: buildspec {warning}")
+        idle = {
+            "cache": spec.cache is not None,
+            "reports": bool(spec.reports),
+            "batch": spec.has_batch,
+            "run-as": spec.run_as is not None or any(phase.run_as for phase in spec.phases.values()),
+            "on-failure RETRY": any(p.on_failure and p.on_failure.action == "RETRY" for p in spec.phases.values()),
+        }
+        for name in (name for name, there in idle.items() if there):
+            self._log.say(f"Warning: {name} in the buildspec is understood, but not acted on yet")
+
+    def _select_runtimes(self, spec: Buildspec, image: Image) -> None:
+        install = spec.phases.get(PhaseType.INSTALL, PhaseSpec())
+        if not install.runtime_versions:
+            self._log.say("No runtime version selected in buildspec.")
+            return
+        declared = images.runtimes_from_labels(image.labels)
+        if declared is None:
+            self._log.say("Skipping install of runtimes. Runtime version selection is not supported by this build image.")
+            return
+        asked = {
+            name: self._variables.get(v[1:].strip("{}"), v) if v.startswith("$") else v
+            for name, v in install.runtime_versions.items()
+        }
+        chosen, problems = images.resolve_runtimes(declared, asked, image=self._settings.environment.image)
+        if problems:
+            raise BuildProblem("; ".join(problems), reason=Reason.BAD_BUILDSPEC, status_code="YAML_FILE_ERROR")
+        for name, version in chosen.items():
+            self._log.say(f"Selecting '{name}' runtime version '{version}' based on manual selections...")
+
+    def _start(self, spec: Buildspec) -> Shell:
+        """The container runs, and waits for commands."""
+        if self._container is None:
+            raise AssertionError("provisioned before")
+        self._check_stop()
+        self._console = self._engine.attach(self._container)
+        self._engine.start(self._container)
+        shell = Shell(
+            self._engine,
+            self._container,
+            self._console,
+            self._workspace.control,
+            shell=spec.env.shell if spec.env.shell in ("bash", "/bin/bash") else "/bin/sh",
+            cwd=self._workspace.source_inside,
+            grace_s=_GRACE_S,
+        )
+        shell.set_variables(self._variables)
+        self._sink.mark("container_ready")
+        return shell
+
+    def _run_commands(self, spec: Buildspec, shell: Shell) -> bool:
+        """The four command phases; True where the artifacts are to be uploaded (CodeBuild: build phase transitions)."""
+        for phase in COMMAND_PHASES:
+            section = spec.phases.get(phase, PhaseSpec())
+            failure = self._run_phase(phase, section, shell)
+            if failure is None:
+                continue
+            action = section.on_failure.action if section.on_failure else ""
+            if action == "CONTINUE":
+                continue
+            self._progress.failure = self._progress.failure or failure
+            if phase in _ENDS_THE_BUILD or action == "ABORT":
+                return False
+        return True
+
+    def _run_phase(self, phase: PhaseType, section: PhaseSpec, shell: Shell) -> _Failure | None:
+        failure: _Failure | None = None
+        with self._phase(phase) as outcome:
+            for command in section.commands:
+                failure = self._run_command(command, shell)
+                if failure is not None:
+                    break
+            for command in section.finally_:
+                failed = self._run_command(command, shell)
+                failure = failure or failed
+            if failure is not None:
+                outcome.fail(PhaseContext(status_code="COMMAND_EXECUTION_ERROR", message=failure.message))
+        return failure
+
+    def _run_command(self, command: Command, shell: Shell) -> _Failure | None:
+        text = command.text.rstrip("\n")
+        self._log.say(f"Running command {text}")
+        self._sink.mark("first_command")
+        status = shell.run(command.text, on_output=self._log.output, stop=self._stop.event, deadline=self._deadline)
+        self._sink.mark_again("last_command")
+        if status == 0:
+            return None
+        self._log.say(f"Command did not exit successfully {text} exit status {status}")
+        shell.set_variables({"CODEBUILD_BUILD_SUCCEEDING": "0"})
+        if self._progress.exit_code is None:
+            self._progress.exit_code = status
+        message = f"Error while executing command: {text}. Reason: exit status {status}"
+        if status == 137 and self._container is not None and self._engine.state(self._container).oom_killed:
+            return _Failure(message=f"{message} (it was killed for want of memory)", exit_code=status, reason=Reason.OOM)
+        return _Failure(message=message, exit_code=status)
+
+    def _export(self, spec: Buildspec, shell: Shell) -> None:
+        names = [name for name in spec.env.exported_variables if not name.startswith("AWS_")]
+        if names:
+            values = shell.variables()
+            self._progress.exported = tuple(ExportedVariable(name=name, value=values.get(name, "")) for name in names)
+
+    def _upload(self, spec: Buildspec, shell: Shell) -> None:
+        """UPLOAD_ARTIFACTS. What fails here fails the build, unless a command failed before."""
+        try:
+            with self._phase(PhaseType.UPLOAD_ARTIFACTS):
+                sets = self._artifact_sets(spec, shell)
+                if self._container is not None:
+                    self._engine.stop(self._container, 0)  # nothing of the build may change what is being packed
+                for one in sets:
+                    self._progress.artifacts += self._upload_set(one)
+                if sets:
+                    self._sink.mark("artifacts_stored")
+        except (BuildProblem, InfraProblem):
+            self._progress.artifacts.clear()
+            if self._progress.failure is None:
+                raise
+
+    def _artifact_sets(self, spec: Buildspec, shell: Shell) -> list["_ArtifactSet"]:
+        sets = []
+        wanted = self._settings.artifacts
+        if wanted.type is ArtifactsType.S3:
+            if spec.artifacts is None:
+                self._log.say("No artifacts section in the buildspec; nothing is uploaded")
+            elif spec.artifacts.files:
+                sets.append(self._artifact_set(spec.artifacts, wanted, None, shell))
+        for secondary in self._settings.secondary_artifacts:
+            identifier = secondary.artifact_identifier or ""
+            part = spec.artifacts.secondary.get(identifier) if spec.artifacts else None
+            if secondary.type is ArtifactsType.S3 and part is None:
+                raise artifacts.nothing_found(f"the buildspec has no secondary artifact {identifier!r}")
+            if secondary.type is ArtifactsType.S3 and part is not None:
+                sets.append(self._artifact_set(part, secondary, identifier, shell))
+        return sets
+
+    def _artifact_set(
+        self, spec: ArtifactsSpec, wanted: ProjectArtifacts, identifier: str | None, shell: Shell
+    ) -> "_ArtifactSet":
+        name = wanted.name or ""
+        if wanted.override_artifact_name and spec.name:
+            name = self._evaluate(spec.name, shell)
+        name = name.strip("/") or identifier or self._settings.project_name
+        whole = wanted.packaging is ArtifactPackaging.ZIP
+        return _ArtifactSet(spec=spec, name=name, whole=whole, identifier=identifier)
+
+    def _evaluate(self, text: str, shell: Shell) -> str:
+        """`text` as the shell reads it between double quotes (CodeBuild: artifacts.name)."""
+        said = bytearray()
+        quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+        shell.run(f'printf %s "{quoted}"', on_output=said.extend, stop=self._stop.event, deadline=self._deadline)
+        return said.decode(errors="replace").strip()
+
+    def _upload_set(self, one: "_ArtifactSet") -> list[ArtifactReport]:
+        found = artifacts.collect(one.spec, self._workspace.source, self._log.say)
+        folder = self._workspace.scratch / f"artifacts-{one.identifier or 'primary'}"
+        folder.mkdir()
+        prefix = f"{one.identifier}/" if one.identifier else ""
+        most = self._job.max_artifact_bytes
+        if one.whole:
+            packed = artifacts.pack_zip(found, folder / "artifact.zip", max_bytes=most)
+            return [self._send(packed, one.name, prefix, "ZIP", one.identifier)]
+        if sum(item.size_bytes for item in found) > most:
+            raise artifacts.too_large(sum(item.size_bytes for item in found), most)
+
+        def send(numbered: tuple[int, artifacts.Found]) -> ArtifactReport:
+            number, item = numbered
+            packed = artifacts.pack_file(item, folder / str(number), max_bytes=most)
+            report = self._send(packed, item.name, prefix, "NONE", one.identifier)
+            packed.path.unlink()
+            return report
+
+        with ThreadPoolExecutor(_UPLOADS_AT_ONCE, thread_name_prefix="upload") as pool:
+            return list(pool.map(send, enumerate(found)))
+
+    def _send(self, packed: artifacts.Packed, name: str, prefix: str, packaging: str, identifier: str | None) -> ArtifactReport:
+        self._check_stop()
+        granted = self._depot.grant(
+            GrantRequest(kind="artifact", name=prefix + name, size_bytes=packed.size_bytes, sha256=packed.sha256)
+        )
+        self._depot.upload(granted, packed.path, packed.sha256)
+        return ArtifactReport(
+            name=name,
+            key=granted.key,
+            size_bytes=packed.size_bytes,
+            sha256=packed.sha256,
+            md5=packed.md5,
+            packaging="ZIP" if packaging == "ZIP" else "NONE",
+            file_count=packed.file_count,
+            identifier=identifier,
+        )
+
+    # What holds it together
+
+    @contextmanager
+    def _phase(self, phase: PhaseType) -> Iterator["_Outcome"]:
+        """A phase, told when it begins and when it ends, however it ends."""
+        began, began_ms = time.monotonic(), int(time.time() * 1000)
+        outcome = _Outcome()
+        self._sink.phase(PhaseReport(phase_type=phase, started_at_ms=began_ms))
+        if phase in COMMAND_PHASES:
+            self._log.say(f"Entering phase {phase}")
+        try:
+            yield outcome
+        except BadBuildspec as problem:
+            self._log.say(problem.message)
+            outcome.fail(PhaseContext(status_code=problem.status_code, message=problem.message))
+            raise
+        except BuildProblem as problem:
+            outcome.fail(PhaseContext(status_code=problem.status_code, message=_with_hint(problem)))
+            raise
+        except InfraProblem as problem:
+            outcome.end(StatusType.FAULT, PhaseContext(status_code=problem.status_code, message=_with_hint(problem)))
+            raise
+        except BuildStopped as stopped:
+            if self._why_stopped(stopped) is Reason.TIMEOUT:
+                outcome.end(StatusType.TIMED_OUT, PhaseContext(status_code="BUILD_TIMED_OUT", message="Build has timed out. "))
+            else:
+                outcome.end(StatusType.STOPPED, None)
+            raise
+        finally:
+            duration_ms = int((time.monotonic() - began) * 1000)
+            self._end_phase(phase, outcome, began_ms, duration_ms)
+
+    def _end_phase(self, phase: PhaseType, outcome: "_Outcome", began_ms: int, duration_ms: int) -> None:
+        if phase is not PhaseType.FINALIZING:
+            self._log.say(f"Phase complete: {phase} State: {outcome.status}")
+            context = outcome.context or PhaseContext()
+            if outcome.status is not StatusType.STOPPED:
+                self._log.say(f"Phase context status code: {context.status_code} Message: {context.message}")
+        self._sink.phase(
+            PhaseReport(
+                phase_type=phase,
+                status=outcome.status,
+                started_at_ms=began_ms,
+                ended_at_ms=began_ms + duration_ms,
+                duration_ms=duration_ms,
+                contexts=(outcome.context,) if outcome.context else (),
+                resolved_source_version=self._progress.resolved_version,
+            )
+        )
+
+    def _check_stop(self) -> None:
+        if self._stop.event.is_set():
+            raise BuildStopped("the build was stopped", reason=Reason.CANCELLED)
+        if time.monotonic() > self._deadline:
+            raise BuildStopped("the build's time was over", reason=Reason.TIMEOUT)
+
+    def clean_up(self) -> None:
+        """Whatever happened, and whether or not the build was stopped: the container and the workspace go."""
+        if self._console is not None:
+            self._console.close()
+        if self._container is not None:
+            self._without_failing("container", lambda: self._engine.remove(self._container or ""))
+        image = self._image.reference if self._image else None
+        self._without_failing("workspace", lambda: self._workspace.remove(self._engine, image))
+
+    @staticmethod
+    def _without_failing(what: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (InfraProblem, BuildProblem, OSError) as error:
+            log.warning("cleanup.failed", what=what, why=str(error))  # the janitor comes back for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ArtifactSet:
+    """The primary artifact, or a secondary one: what to find, what to call it, one zip or file by file."""
+
+    spec: ArtifactsSpec
+    name: str
+    whole: bool
+    identifier: str | None
+
+
+class _Outcome:
+    """How a phase ends; SUCCEEDED unless something says otherwise."""
+
+    def __init__(self) -> None:
+        self.status = StatusType.SUCCEEDED
+        self.context: PhaseContext | None = None
+
+    def fail(self, context: PhaseContext) -> None:
+        """The user's part failed."""
+        self.end(StatusType.FAILED, context)
+
+    def end(self, status: StatusType, context: PhaseContext | None) -> None:
+        """It ended so."""
+        self.status, self.context = status, context
+
+
+class _BuildLog:
+    """The build's log: the farm's own lines in CodeBuild's form, and the commands' output as it comes."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._last = b"\n"
+        self._after_output = False
+
+    def say(self, text: str) -> None:
+        """A line of the farm's own: `[Container] 2026/11/23 11:00:00.123456 text`."""
+        gap = ("" if self._last == b"\n" else "\n") + ("\n" if self._after_output else "")
+        stamp = datetime.now(UTC).strftime("%Y/%m/%d %H:%M:%S.%f")
+        self._sink.log(f"{gap}[Container] {stamp} {text}\n".encode(errors="surrogateescape"))
+        self._last, self._after_output = b"\n", False
+
+    def output(self, data: bytes) -> None:
+        """What a command wrote."""
+        self._sink.mark("first_output")
+        self._sink.log(data)
+        self._last, self._after_output = data[-1:], True
+
+
+def _with_hint(problem: BuildProblem | InfraProblem) -> str:
+    return f"{problem.message}. {problem.hint}" if problem.hint else problem.message

@@ -1,0 +1,90 @@
+"""The folders of one attempt on the host, and how a build sees them.
+
+`output` is the build's to write (source and the runner's control files), `readonly` is not, `scratch` it never sees.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from buildenv.engine import ContainerSpec, Engine, Mount
+from buildenv.shell import RUNNER
+from millrace.errors import BuildProblem
+from millrace.log import get_logger
+from millrace.vocabulary import Reason
+
+log = get_logger(__name__)
+OUTPUT_INSIDE: Final = "/codebuild/output"
+READONLY_INSIDE: Final = "/codebuild/readonly"
+
+
+class Workspace:
+    """`root` must not be there yet. `source_folder` is relative to `output`."""
+
+    def __init__(self, root: Path, source_folder: str) -> None:
+        self.root = root
+        self.output = root / "output"
+        self.readonly = root / "readonly"
+        self.scratch = root / "scratch"
+        self.source = self.output / source_folder
+        self.control = self.output / "tmp"
+        self.source_inside = f"{OUTPUT_INSIDE}/{source_folder}"
+
+    def make(self) -> None:
+        """Lay the folders out; what an earlier process of the same attempt left is removed first."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        self.root.mkdir(parents=True, mode=0o700)
+        for folder in (self.output, self.readonly, self.scratch, self.source, self.control):
+            folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(RUNNER, self.readonly / RUNNER.name)
+
+    def keep_buildspec(self, text: str) -> None:
+        """Put an inline buildspec where builds may read it."""
+        (self.readonly / "buildspec.yml").write_text(text, encoding="utf-8", errors="surrogateescape")
+
+    def read_source_file(self, path: str, most: int) -> bytes | None:
+        """Up to `most` bytes of a file of the source; None where there is none. Raises BuildProblem for a path that leaves it."""
+        real = os.path.realpath(self.source / path)
+        if path.startswith("/") or not Path(real).is_relative_to(os.path.realpath(self.source)):
+            raise BuildProblem(
+                f"the buildspec's path {path!r} leaves the source",
+                reason=Reason.BAD_BUILDSPEC,
+                status_code="YAML_FILE_ERROR",
+                hint="Name a path relative to the source's root.",
+            )
+        if not os.path.isfile(real):
+            return None
+        with open(real, "rb") as file:
+            return file.read(most)
+
+    def remove(self, engine: Engine, image: str | None) -> None:
+        """Remove all folders. What only root may remove, where the worker is not root, a container of `image` removes."""
+        try:
+            shutil.rmtree(self.root)
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            if image is None:
+                raise
+            self._remove_as_root(engine, image)
+            shutil.rmtree(self.root)
+
+    def _remove_as_root(self, engine: Engine, image: str) -> None:
+        container = engine.create(
+            ContainerSpec(
+                name=f"millrace-clean-{self.root.name}",
+                image=image,
+                command=("/bin/sh", "-c", "rm -rf /mnt/output/* /mnt/output/.[!.]* /mnt/output/..?*"),
+                mounts=(Mount(source=self.root, target="/mnt"),),
+                network="none",
+            )
+        )
+        try:
+            engine.start(container)
+            until = time.monotonic() + 60
+            while engine.state(container).running and time.monotonic() < until:
+                time.sleep(0.05)
+        finally:
+            engine.remove(container)
