@@ -1,0 +1,341 @@
+"""The farm on one box: `millrace up` makes its folder, starts its parts, watches over them, and stops them together.
+
+No part outlives the supervisor: the kernel ends them with it (`PR_SET_PDEATHSIG`), also where it is killed.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from millrace.client import Client
+from millrace.errors import Conflict, NotFound, Unavailable
+from millrace.ids import new_secret
+from millrace.log import get_logger
+from millrace.settings import Settings
+from millrace.vocabulary import TokenScope
+from scheduler import tokens
+from scheduler.db import Database
+
+log = get_logger(__name__)
+_PR_SET_PDEATHSIG: Final = 1
+_START_S: Final = 60.0
+_STOP_S: Final = 20.0
+_libc = ctypes.CDLL(None, use_errno=True)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Farm:
+    """A farm that runs on this box."""
+
+    api_url: str
+    token: str
+    pid: int
+
+
+@dataclass(kw_only=True)
+class _Part:
+    """One process of the farm. `again_at` is when it may be started again after it ended by itself."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    process: "subprocess.Popen[bytes] | None" = None
+    started_at: float = 0.0
+    failures: int = 0
+    again_at: float = field(default=0.0)
+
+
+def running(settings: Settings) -> Farm | None:
+    """The farm that runs in the data folder; None where none does."""
+    try:
+        note = json.loads((settings.home / "farm.json").read_text())
+        token = (settings.home / "admin.token").read_text().strip()
+    except (FileNotFoundError, ValueError):
+        return None
+    farm = Farm(api_url=note["api"], token=token, pid=note["pid"])
+    return farm if _is_locked(settings.home / "up.lock") and Client(farm.api_url, farm.token).alive() else None
+
+
+def start_detached(settings: Settings, environ: Mapping[str, str], say: Say) -> Farm:
+    """The farm of the data folder, started in the background unless it runs. Raises Unavailable with what its log says."""
+    farm = running(settings)
+    if farm is not None:
+        return farm
+    say(f"starting the farm in {settings.home}")
+    prepare_home(settings)
+    out = settings.home / "logs" / "up.log"
+    with open(out, "ab") as log_file:
+        began = out.stat().st_size
+        process = subprocess.Popen(
+            [sys.executable, "-m", "millrace.cli", "up"],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            env={**environ, "MILLRACE_DATA_DIR": str(settings.home)},
+            cwd="/",
+            start_new_session=True,
+        )
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until:
+        farm = running(settings)
+        if farm is not None:
+            return farm
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    with open(out, "rb") as log_file:
+        log_file.seek(began)
+        said = log_file.read(20_000).decode(errors="replace").strip()
+    raise Unavailable(f"the farm did not start:\n{said[-3000:]}", hint="'millrace doctor' says what is missing.")
+
+
+def stop_detached(settings: Settings) -> bool:
+    """Stop the farm of the data folder; False where none runs. Raises Unavailable where it does not stop."""
+    lock = settings.home / "up.lock"
+    if not _is_locked(lock):
+        return False
+    os.kill(int(lock.read_text()), signal.SIGTERM)
+    until = time.monotonic() + _STOP_S + 10
+    while time.monotonic() < until:
+        if not _is_locked(lock):
+            return True
+        time.sleep(0.1)
+    raise Unavailable(f"the farm in {settings.home} does not stop", hint=f"Its log is {settings.home / 'logs' / 'up.log'}.")
+
+
+def up(settings: Settings, environ: Mapping[str, str], say: Say) -> int:
+    """Be the farm's supervisor until SIGTERM or SIGINT. Raises Conflict where one runs already in this folder."""
+    prepare_home(settings)
+    if shutil.which("redis-server") is None:
+        raise NotFound("redis-server is not installed", hint="'millrace doctor --install' installs it.")
+    with _only_one(settings.home / "up.lock"):
+        address = _free_address(settings.bind)
+        secret = _secrets(settings)
+        farm_settings = settings.model_copy(update={"bind": address})
+        _prepare_records(farm_settings, secret)
+        return _Supervisor(farm_settings, _parts(farm_settings, secret, environ), say).run(secret["admin_token"])
+
+
+def prepare_home(settings: Settings) -> None:
+    """The data folder, for its owner only."""
+    for folder in (settings.home, settings.home / "logs", settings.home / "redis", settings.home / "objects"):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if len(str(settings.home / "redis" / "redis.sock")) > 100:
+        raise Conflict(
+            f"the data folder's path is too long for a socket: {settings.home}", hint="Set MILLRACE_DATA_DIR to a shorter one."
+        )
+
+
+def _secrets(settings: Settings) -> dict[str, str]:
+    """The farm's secrets, made at its first start."""
+    path = settings.home / "secrets.json"
+    if path.exists():
+        known: dict[str, str] = json.loads(path.read_text())
+        return known
+    made = {"signing_key": secrets.token_hex(32), "worker_token": new_secret("wrk"), "admin_token": new_secret("pat")}
+    _write_private(path, json.dumps(made))
+    return made
+
+
+def _write_private(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _prepare_records(settings: Settings, secret: Mapping[str, str]) -> None:
+    database = Database(settings.database)
+    database.migrate()
+    tokens.create(database, "embedded worker", TokenScope.WORKER, secret=secret["worker_token"])
+    tokens.create(database, "admin", TokenScope.ADMIN, secret=secret["admin_token"])
+    database.dispose()
+    _write_private(settings.home / "admin.token", secret["admin_token"] + "\n")
+
+
+def _free_address(bind: str) -> str:
+    """`bind` with a port; raises Conflict where it is taken."""
+    host, _, port = bind.rpartition(":")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), int(port)))
+        except (OSError, ValueError, OverflowError) as error:
+            raise Conflict(
+                f"cannot listen on {bind}: {error}", hint="Set MILLRACE_BIND to another address; port 0 picks a free one."
+            ) from error
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def _parts(settings: Settings, secret: Mapping[str, str], environ: Mapping[str, str]) -> list[_Part]:
+    home = settings.home
+    shared = {
+        **environ,
+        "MILLRACE_DATA_DIR": str(home),
+        "MILLRACE_BIND": settings.bind,
+        "MILLRACE_API_URL": f"http://{settings.bind}",
+        "MILLRACE_SIGNING_KEY": secret["signing_key"],
+    }
+    shared.setdefault("MILLRACE_LOG_FORMAT", "json")
+    worker = {**shared, "MILLRACE_WORKER_TOKEN": secret["worker_token"]}
+    worker.setdefault("MILLRACE_DRAIN_S", "2")
+    redis = ["redis-server", "--port", "0", "--unixsocket", str(home / "redis" / "redis.sock"), "--unixsocketperm", "700"]
+    redis += [
+        "--dir",
+        str(home / "redis"),
+        "--appendonly",
+        "yes",
+        "--save",
+        "",
+        "--maxmemory-policy",
+        "noeviction",
+        "--daemonize",
+        "no",
+    ]
+    me = [sys.executable, "-m", "millrace.cli"]
+    parts = [
+        _Part(name="api", command=[*me, "api"], environment=shared),
+        _Part(name="scheduler", command=[*me, "scheduler"], environment=shared),
+        _Part(name="worker", command=[*me, "worker"], environment=worker),
+    ]
+    if settings.broker_url is None:
+        parts.insert(0, _Part(name="redis", command=redis, environment={"PATH": environ.get("PATH", os.defpath)}))
+    return parts
+
+
+class _Supervisor:
+    """Starts the parts, starts again what ends, and stops all of them."""
+
+    def __init__(self, settings: Settings, parts: list[_Part], say: Say) -> None:
+        self._settings, self._parts, self._say = settings, parts, say
+        self._leaving = False
+
+    def run(self, token: str) -> int:
+        """Until a signal comes."""
+        signal.signal(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGINT, self._leave)
+        note = self._settings.home / "farm.json"
+        address = f"http://{self._settings.bind}"
+        try:
+            for part in self._parts:
+                self._start(part)
+            self._await_api(Client(address, token))
+            _write_private(note, json.dumps({"api": address, "pid": os.getpid()}))
+            if not self._leaving:
+                self._say(f"The farm is up at {address}; its data lies in {self._settings.home}")
+                self._say(f"Its admin token is in {self._settings.home / 'admin.token'}")
+                self._say("Try: millrace run DIR       Stop: Ctrl-C, or millrace down")
+            while not self._leaving:
+                self._watch()
+                time.sleep(0.2)
+        finally:
+            note.unlink(missing_ok=True)
+            self._stop_all()
+        self._say("The farm has stopped")
+        return 0
+
+    def _leave(self, _number: int, _frame: FrameType | None) -> None:
+        self._leaving = True
+
+    def _start(self, part: _Part) -> None:
+        with open(self._settings.home / "logs" / f"{part.name}.log", "ab") as out:
+            part.process = subprocess.Popen(
+                part.command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=dict(part.environment),
+                cwd="/",
+                start_new_session=True,  # a Ctrl-C on the terminal is the supervisor's alone to answer
+                preexec_fn=_die_with_parent,  # the supervisor has one thread
+            )
+        part.started_at = time.monotonic()
+        log.info("part.started", part=part.name, pid=part.process.pid)
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        for part in self._parts:
+            if part.process is not None and (status := part.process.poll()) is not None:
+                part.failures = 1 if now - part.started_at > 60 else part.failures + 1
+                part.again_at = now + min(30.0, 0.25 * 2**part.failures)
+                part.process = None
+                log.error("part.ended", part=part.name, status=status, failures=part.failures)
+                self._say(f"{part.name} ended with status {status}; starting it again (see logs/{part.name}.log)")
+            if part.process is None and now >= part.again_at and not self._leaving:
+                self._start(part)
+
+    def _await_api(self, client: Client) -> None:
+        until = time.monotonic() + _START_S
+        while not self._leaving:
+            if client.alive():
+                return
+            for part in self._parts:
+                if part.process is not None and part.process.poll() is not None:
+                    said = (self._settings.home / "logs" / f"{part.name}.log").read_text(errors="replace")[-2000:]
+                    raise Unavailable(f"{part.name} ended at its start:\n{said}", hint="'millrace doctor' says what is missing.")
+            if time.monotonic() > until:
+                raise Unavailable("the API did not come up in a minute", hint=f"See {self._settings.home / 'logs' / 'api.log'}.")
+            time.sleep(0.05)
+
+    def _stop_all(self) -> None:
+        """The worker first, so that it can still hand its builds back; then the rest, Redis last."""
+        for part in reversed(self._parts):
+            process = part.process
+            if process is None or process.poll() is not None:
+                continue
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                log.error("part.killed", part=part.name)
+                process.kill()
+                process.wait()
+            log.info("part.stopped", part=part.name)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    with open(lock, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"a farm runs already in {lock.parent} (process {lock.read_text()})",
+                hint="'millrace down' stops it; MILLRACE_DATA_DIR names another folder.",
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
