@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from buildenv.buildspec import looks_inline, parse
-from buildenv.source import check_location
 from flask import Blueprint, Response, jsonify, request, url_for
 
 from api import jsonbody, render
 from api.auth import Scope, needs, principal, require_project
 from api.context import here
 from api.paging import limit_of
+from buildenv.buildspec import looks_inline, parse
+from buildenv.source import check_location
 from millrace.errors import InvalidInput
 from millrace.project import ProjectSettings, ProjectSource
 from millrace.settings import Settings

@@ -34,7 +34,7 @@ def serve(settings: Settings, *, ready_file: Path | None = None) -> int:
     return 0
 
 
-class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+class _Server(BaseApplication):
     def __init__(self, settings: Settings, ready_file: Path | None) -> None:
         self._settings, self._ready_file = settings, ready_file
         super().__init__()
@@ -60,7 +60,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             if value is not None:
                 self.cfg.set(name, value)
 
-    def load(self) -> Flask:
+    def load(self) -> Flask:  # type: ignore[override]  # a Flask application is the callable that is asked for
         return make_app(self._settings)
 
     def _when_ready(self, server: Arbiter) -> None:

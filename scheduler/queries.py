@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from millrace.storage import Store
 from sqlalchemy.orm import Session
 
 from millrace.errors import InvalidInput
 from millrace.project import BuildSettings
 from millrace.settings import Settings
+from millrace.storage import Store
 from millrace.vocabulary import BuildState, PhaseType, Reason, StatusType
 from scheduler.db import Database
 from scheduler.models import Artifact, Attempt, Build, LogChunk, Phase

@@ -6,13 +6,13 @@ import uuid
 from typing import BinaryIO, Final
 
 import sqlalchemy as sa
-from millrace.storage import Store
 from sqlalchemy.orm import Session
 
 from millrace.errors import InfraProblem, Unavailable
 from millrace.ids import log_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
+from millrace.storage import Store
 from scheduler import dispatch, leases
 from scheduler.db import Database, now_ms
 from scheduler.lifecycle import forget_log

@@ -15,9 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from buildenv.run import Job, Result, StopSignal, run
-
 from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_WORKER, LABEL_WORKSPACES, Engine
+from buildenv.run import Job, Result, StopSignal, run
 from millrace import log as logging
 from millrace.contract import FinishReport, LogFooter, PhaseReport
 from millrace.errors import AttemptFenced, MillraceError
@@ -50,6 +49,9 @@ class _Sink:
 
     def mark(self, name: str) -> None:
         self.marks.setdefault(name, int(time.time() * 1000))
+
+    def mark_again(self, name: str) -> None:
+        self.marks[name] = int(time.time() * 1000)
 
 
 def execute(order: Order, engine: Engine, stop: StopSignal) -> bool:

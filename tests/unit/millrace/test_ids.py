@@ -13,7 +13,9 @@ def test_a_build_id_names_its_project_and_is_new_each_time() -> None:
     assert first == f"a-project:{ids.uuid_of(first)}"
 
 
-@pytest.mark.parametrize("text", ["", "x", "a-project:", "a-project:123", ":00000000-0000-0000-0000-000000000000", "a:b:c", "../x:0"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "a-project:", "a-project:123", ":00000000-0000-0000-0000-000000000000", "a:b:c", "../x:0"]
+)
 def test_what_is_no_build_id_is_seen(text: str) -> None:
     assert not ids.is_build_id(text)
 

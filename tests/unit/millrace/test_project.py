@@ -77,7 +77,9 @@ def test_variables_over_the_limit_are_refused() -> None:
     assert "131072 bytes" in wrong(a_project(environment=environment))
 
 
-@pytest.mark.parametrize("image", ["ubuntu", "a/b:1", "localhost:5000/x/y:tag", "aws/codebuild/standard:7.0", "x@sha256:" + "0" * 64])
+@pytest.mark.parametrize(
+    "image", ["ubuntu", "a/b:1", "localhost:5000/x/y:tag", "aws/codebuild/standard:7.0", "x@sha256:" + "0" * 64]
+)
 def test_an_image_reference_is_taken(image: str) -> None:
     assert check_image(image) == image
 
@@ -88,7 +90,9 @@ def test_what_is_no_image_reference_is_refused(image: str) -> None:
         check_image(image)
 
 
-@pytest.mark.parametrize("version", ["main", "v1.2", "pr/25", "refs/heads/x", "feature/a-b", "0" * 40, "refs/heads/b^{" + "0" * 40 + "}"])
+@pytest.mark.parametrize(
+    "version", ["main", "v1.2", "pr/25", "refs/heads/x", "feature/a-b", "0" * 40, "refs/heads/b^{" + "0" * 40 + "}"]
+)
 def test_a_source_version_is_taken(version: str) -> None:
     assert check_source_version(version) == version
 
