@@ -1,0 +1,86 @@
+# Bare `make` lists the targets. Everything runs in .venv, which `make setup` makes.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+DEMO_DIR := .millrace/demo
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test lock clean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements/dev.txt pyproject.toml scripts/venv
+	@scripts/venv $(PYTHON)
+	@touch $@
+
+setup: $(STAMP) ## Make the virtual environment from the lock file
+
+doctor: setup ## Say what this machine lacks
+	@$(BIN)/millrace doctor
+
+images: setup ## Make the build images, each once per recipe
+	@$(BIN)/millrace doctor --install --for demo >/dev/null || $(BIN)/millrace doctor --for demo
+	@$(BIN)/python -m buildenv.images build
+
+check: setup ## Format, lint, types, import contracts, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(PYTEST) tests/unit -q -n 2
+
+fmt: setup ## Format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+services: setup
+	@$(BIN)/millrace doctor --install --for test
+	@scripts/minio >/dev/null
+	@$(BIN)/python -m buildenv.images build
+
+unit: setup ## Unit tests
+	$(PYTEST) tests/unit
+
+contract: services ## One suite, each implementation: engines, stores, control
+	$(PYTEST) tests/contract
+
+integration: services ## Real engine, Redis, databases, stores
+	$(PYTEST) tests/integration
+
+e2e: services ## Scenarios through a whole farm
+	$(PYTEST) tests/e2e
+
+test: check services ## Everything but the heavy suites; does all its set-up
+	$(PYTEST) tests/contract tests/integration tests/e2e
+
+demo: setup ## Set up, start a farm, build a real project
+	@$(BIN)/millrace doctor --install --for demo
+	@$(BIN)/python -m buildenv.images build
+	@$(BIN)/millrace up --detach
+	@$(BIN)/millrace run "$$($(BIN)/python demo/fetch.py $(DEMO_DIR))" --packaging none
+	@echo
+	@echo "Now build a folder of your own that holds a buildspec.yml:"
+	@echo "  $(BIN)/millrace run DIR"
+	@echo "The farm goes on running; '$(BIN)/millrace down' stops it."
+
+up: setup ## Run the farm of this box in the foreground
+	@$(BIN)/millrace up
+
+down: setup ## Stop the farm of this box
+	@$(BIN)/millrace down
+
+compose-test: setup ## The same through PostgreSQL, Redis, MinIO and two workers in containers
+	@$(BIN)/millrace doctor --install --for compose
+	@scripts/minio >/dev/null
+	@$(BIN)/python -m buildenv.images build
+	@$(BIN)/python scripts/compose_test.py
+
+lock: ## Write the lock files anew from requirements/*.in
+	@scripts/lock
+
+clean: ## Remove what was made here; not the farm's data
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
