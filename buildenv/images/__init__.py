@@ -89,8 +89,10 @@ def resolve_runtimes(
     return chosen, problems
 
 
-def _order(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"[0-9]+", version))
+def _order(version: str) -> list[tuple[int, str]]:
+    """For sorting by number. Digits stay text: a foreign label may hold more of them than `int` takes."""
+    parts = [part.lstrip("0") for part in re.findall(r"[0-9]+", version)]
+    return [(len(part), part) for part in parts]
 
 
 def _fits(runtime: str, version: str, asked: str) -> bool:
