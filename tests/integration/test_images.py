@@ -140,8 +140,8 @@ def test_a_bundle_of_certificates_may_be_mounted_anywhere(standard: str) -> None
     for target in (elsewhere, str(CA_BUNDLE)):
         options = (f"--volume={CA_BUNDLE}:{target}:ro", f"--env=SSL_CERT_FILE={target}")
         assert inside(standard, script, *options) == "True\n"
-    # A mount over the system's own file would keep a build from installing certificates; one beside it does not.
-    assert "1" in inside(standard, "update-ca-certificates 2>&1; echo 1", f"--volume={CA_BUNDLE}:{elsewhere}:ro")
+    # A mount over the system's own file keeps a build from installing certificates; one beside it does not.
+    inside(standard, "update-ca-certificates", f"--volume={CA_BUNDLE}:{elsewhere}:ro")
 
 
 def test_files_are_hashed_in_the_order_of_their_names(standard: str) -> None:
