@@ -138,7 +138,7 @@ class Settings(BaseSettings):
     @property
     def store(self) -> str:
         """The address of the object store."""
-        return self.store_url or f"file://{self.home / 'objects'}"
+        return self.store_url or (self.home / "objects").as_uri()
 
     @property
     def api(self) -> str:

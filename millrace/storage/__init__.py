@@ -4,11 +4,12 @@ Keys live in buckets. Both stores keep size and SHA-256 beside each object, and 
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final, Literal, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from millrace.contract import Grant
 from millrace.errors import InfraProblem, InvalidInput
@@ -17,6 +18,8 @@ from millrace.vocabulary import Reason
 
 PIECE_BYTES: Final = 1024 * 1024
 """How much is held in memory of a body that streams through."""
+
+_BUCKET: Final = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*(\.\.|\.-|-\.))[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +52,13 @@ class Store(Protocol):
         """
 
     def open(self, bucket: str, key: str, *, offset: int = 0) -> AbstractContextManager[BinaryIO]:
-        """The object's bytes from `offset`. Raises FileNotFoundError."""
+        """The object's bytes from `offset`, none where that is at or beyond the end. Raises FileNotFoundError."""
 
     def stat(self, bucket: str, key: str) -> StoredObject | None:
         """What is known of the object; None where there is none."""
 
     def list(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
-        """Objects whose keys begin with `prefix`, by key. Hashes may be left out."""
+        """Objects whose keys begin with `prefix`, by key; none for a prefix that no key can have. Hashes may be left out."""
 
     def delete(self, bucket: str, key: str) -> None:
         """Remove the object; one that is gone is fine."""
@@ -73,7 +76,10 @@ class Store(Protocol):
         size_bytes: int | None = None,
         sha256: str | None = None,
     ) -> Grant:
-        """An address with which a holder may do just this, for a while."""
+        """An address with which a holder may do just this, for a while.
+
+        A PUT sends exactly the grant's headers; other bytes than those announced are refused by the store.
+        """
 
     def check(self) -> None:
         """Raises InfraProblem(STORAGE) unless the store can be written to."""
@@ -85,14 +91,14 @@ def open_store(settings: Settings) -> Store:
     from millrace.storage.s3 import S3Store
 
     address = urlsplit(settings.store)
-    if address.scheme == "file":
+    if address.scheme == "file" and not address.netloc and address.path.startswith("/"):
         key = settings.signing_key
         if key is None:
             raise InvalidInput(
                 "a directory store needs MILLRACE_SIGNING_KEY", hint="'millrace up' makes one; or set 32 random bytes in hex."
             )
-        return DirectoryStore(address.path, key.get_secret_value().encode())
-    if address.scheme in ("http", "https") and address.hostname:
+        return DirectoryStore(unquote(address.path), key.get_secret_value().encode())
+    if address.scheme in ("http", "https") and address.hostname and address.path in ("", "/") and "@" not in address.netloc:
         if settings.store_access_key is None or settings.store_secret_key is None:
             raise InvalidInput("an S3 store needs MILLRACE_STORE_ACCESS_KEY and MILLRACE_STORE_SECRET_KEY")
         return S3Store(
@@ -101,20 +107,34 @@ def open_store(settings: Settings) -> Store:
             secret_key=settings.store_secret_key.get_secret_value(),
             region=settings.store_region,
             secure=address.scheme == "https",
+            bucket=settings.bucket,
         )
-    raise InvalidInput(f"MILLRACE_STORE_URL {settings.store!r} is no store", hint="Use file:///folder or http(s)://host:port.")
+    shown = re.sub(r"//.*@", "//***@", settings.store)
+    raise InvalidInput(
+        f"MILLRACE_STORE_URL {shown!r} is no store",
+        hint="Use file:///folder or http(s)://host:port; keys go into MILLRACE_STORE_ACCESS_KEY and MILLRACE_STORE_SECRET_KEY.",
+    )
 
 
 def check_key(bucket: str, key: str) -> None:
-    """Raises InvalidInput for a bucket or key that could mean another place than it says."""
-    parts = [bucket, *key.split("/")]
-    for part in parts:
+    """Raises InvalidInput for a bucket or key that could mean another place than it says.
+
+    Buckets are named by the rules of S3 (Amazon S3 user guide, bucket naming rules), in both stores.
+    """
+    if not _BUCKET.fullmatch(bucket):
+        raise InvalidInput(f"{bucket[:80]!r} is no bucket name", hint="3 to 63 of a-z, 0-9, '-' and '.', as S3 has it.")
+    for part in key.split("/"):
         if part in ("", ".", "..") or len(part.encode(errors="surrogatepass")) > 255:
             raise InvalidInput(f"{bucket}/{key[:200]!r} is no object key: each part has 1 to 255 bytes and is not . or ..")
         if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) <= 0xDFFF for char in part):
             raise InvalidInput(f"{bucket}/{key[:200]!r} is no object key: it has control characters")
-    if len(key.encode()) > 1024 or "/" in bucket or bucket.startswith("."):
-        raise InvalidInput(f"{bucket}/{key[:200]!r} is no object key: at most 1024 bytes, in a bucket with a plain name")
+    if len(key.encode()) > 1024:
+        raise InvalidInput(f"{bucket}/{key[:200]!r} is no object key: it has more than 1024 bytes")
+
+
+def can_begin_a_key(prefix: str) -> bool:
+    """False where no key that `check_key` passes begins with `prefix`, or where it ends in `.` or `..` as a part."""
+    return not (prefix.startswith("/") or "//" in prefix or "\0" in prefix or {".", ".."} & set(prefix.split("/")))
 
 
 def storage_problem(what: str, cause: BaseException) -> InfraProblem:

@@ -1,11 +1,13 @@
-"""Objects as files: `<root>/<bucket>/<key>`, with size and hash in `<root>/.meta/<bucket>/<key>.json`.
+"""Objects as files: `<root>/<bucket>/<key>`, with size and hash in a note, `<root>/.meta/<bucket>/<SHA-256 of the key>.json`.
 
-A file that somebody simply drops into a bucket's folder is an object too, only without a hash.
+A file that somebody simply drops into a bucket's folder is an object too, only without a hash. An object changes hands by
+renames under a lock, each synced to disk: after a crash it is there whole, at worst without its note.
 """
 
 import base64
 import binascii
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
@@ -16,11 +18,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from millrace.contract import Grant
 from millrace.errors import Forbidden, InvalidInput
-from millrace.storage import PIECE_BYTES, HashingReader, StoredObject, check_key, storage_problem
+from millrace.storage import PIECE_BYTES, HashingReader, StoredObject, can_begin_a_key, check_key, storage_problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,7 @@ class DirectoryStore:
         path, meta = self._paths(bucket, key)
         temporary = self._root / ".tmp" / secrets.token_hex(16)
         try:
-            for folder in (temporary.parent, path.parent, meta.parent):
-                folder.mkdir(parents=True, exist_ok=True)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
             reader = HashingReader(body)
             with open(temporary, "xb") as file:
                 shutil.copyfileobj(reader, file, PIECE_BYTES)
@@ -72,10 +73,18 @@ class DirectoryStore:
                 bucket=bucket, key=key, size_bytes=reader.size_bytes, sha256=reader.sha256, metadata=dict(metadata or {})
             )
             note = temporary.with_suffix(".json")
-            note.write_text(json.dumps({"size": stored.size_bytes, "sha256": stored.sha256, "metadata": stored.metadata}))
-            meta.unlink(missing_ok=True)  # between the two renames the object is there without a hash, never with a wrong one
-            os.replace(temporary, path)
-            os.replace(note, meta)
+            with open(note, "x") as text:
+                json.dump({"key": key, "size": stored.size_bytes, "sha256": stored.sha256, "metadata": stored.metadata}, text)
+                text.flush()
+                os.fsync(text.fileno())
+            with self._lock():
+                for folder in (path.parent, meta.parent):
+                    folder.mkdir(parents=True, exist_ok=True)
+                meta.unlink(missing_ok=True)  # between the two renames the object has no hash, never a wrong one
+                os.replace(temporary, path)
+                _sync(path.parent)
+                os.replace(note, meta)
+                _sync(meta.parent)
         except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
             raise InvalidInput(f"{key} cannot be stored: part of it is an object, or it is a folder of objects") from error
         except OSError as error:
@@ -105,10 +114,10 @@ class DirectoryStore:
             if not path.is_file():
                 return None
             size = path.stat().st_size
-            note = json.loads(meta.read_text()) if meta.is_file() else {}
+            note = _note(meta)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise storage_problem(f"look at {key}", error) from error
         known = note if note.get("size") == size else {}
         return StoredObject(
@@ -118,22 +127,29 @@ class DirectoryStore:
     def list(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
         check_key(bucket, "x")
         top = self._root / bucket
-        folder = top / os.path.dirname(prefix)
-        if ".." in prefix.split("/") or not folder.is_dir():
+        if not can_begin_a_key(prefix):
             return
-        keys = sorted(path.relative_to(top).as_posix() for path in folder.rglob("*") if path.is_file())
+        try:
+            folder = top / os.path.dirname(prefix)
+            keys = sorted(path.relative_to(top).as_posix() for path in folder.rglob("*") if path.is_file())
+        except OSError as error:
+            raise storage_problem(f"list {prefix}", error) from error
         for key in keys:
-            if key.startswith(prefix) and (stored := self.stat(bucket, key)) is not None:
-                yield stored
+            if key.startswith(prefix):
+                with contextlib.suppress(InvalidInput):  # a file that was dropped there, with a name that is no key
+                    if (stored := self.stat(bucket, key)) is not None:
+                        yield stored
 
     def delete(self, bucket: str, key: str) -> None:
         path, meta = self._paths(bucket, key)
         try:
-            for file in (path, meta):
-                with contextlib.suppress(NotADirectoryError):
-                    file.unlink(missing_ok=True)
-            self._prune(path.parent, self._root / bucket)
-            self._prune(meta.parent, self._root / ".meta" / bucket)
+            if path.is_dir() or not self._root.is_dir():
+                return
+            with self._lock():
+                for file in (path, meta):
+                    with contextlib.suppress(NotADirectoryError):
+                        file.unlink(missing_ok=True)
+                self._prune(path.parent, self._root / bucket)
         except OSError as error:
             raise storage_problem(f"delete {key}", error) from error
 
@@ -175,7 +191,17 @@ class DirectoryStore:
 
     def _paths(self, bucket: str, key: str) -> tuple[Path, Path]:
         check_key(bucket, key)
-        return self._root / bucket / key, self._root / ".meta" / bucket / f"{key}.json"
+        name = hashlib.sha256(key.encode()).hexdigest()  # so that notes of `a` and of `a.json/b` cannot be in each other's way
+        return self._root / bucket / key, self._root / ".meta" / bucket / f"{name}.json"
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Held, over all threads and processes, while names change: data and note of two writers never mix."""
+        folder = self._root / ".tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @staticmethod
     def _prune(folder: Path, top: Path) -> None:
@@ -186,6 +212,24 @@ class DirectoryStore:
             except OSError:  # not empty, or another was faster
                 return
             folder = folder.parent
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in `folder` last through a crash."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _note(meta: Path) -> dict[str, Any]:
+    """What was noted of an object; nothing where there is no note, or none that can be read."""
+    try:
+        note = json.loads(meta.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def _sign(signing_key: bytes, grant: SignedObject) -> str:

@@ -1,13 +1,17 @@
 """Objects in any S3, through the minio SDK. SHA-256 lies in the object's user metadata."""
 
+import base64
 import contextlib
+import hashlib
+import hmac
 import io
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import BinaryIO, Final, Literal, TypeVar, cast
+from urllib.parse import quote, urlsplit
 
 import urllib3
 from minio import Minio
@@ -17,19 +21,21 @@ from urllib3.exceptions import HTTPError
 
 from millrace.contract import Grant
 from millrace.errors import InvalidInput
-from millrace.storage import PIECE_BYTES, HashingReader, StoredObject, check_key, storage_problem
+from millrace.storage import PIECE_BYTES, HashingReader, StoredObject, can_begin_a_key, check_key, storage_problem
 
 T = TypeVar("T")
 _TRIES: Final = 3
 _GONE: Final = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"})
+_IN_THE_WAY: Final = frozenset({"XMinioParentIsObject", "XMinioObjectExistsAsDirectory", "XMinioInvalidObjectName"})
 _IN_MEMORY_BYTES: Final = 8 * 1024**2
 _HASH: Final = "sha256"
 
 
 class S3Store:
-    """A `Store` in S3. Buckets are made when something is first put into them."""
+    """A `Store` in S3. Buckets are made when something is first put into them; `bucket` is the one that `check` looks at."""
 
-    def __init__(self, endpoint: str, *, access_key: str, secret_key: str, region: str, secure: bool) -> None:
+    def __init__(self, endpoint: str, *, access_key: str, secret_key: str, region: str, secure: bool, bucket: str) -> None:
+        self._access_key, self._secret_key, self._bucket = access_key, secret_key, bucket
         self._client = Minio(
             endpoint,
             access_key=access_key,
@@ -118,6 +124,8 @@ class S3Store:
 
     def list(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
         check_key(bucket, "x")
+        if not can_begin_a_key(prefix):
+            return
 
         def find() -> list[StoredObject]:
             try:
@@ -171,11 +179,48 @@ class S3Store:
         url = self._try(
             f"grant {key}", lambda: self._client.get_presigned_url(method, bucket, key, expires=timedelta(seconds=expires_in_s))
         )
-        headers = {f"x-amz-meta-{_HASH}": sha256} if method == "PUT" and sha256 else {}
+        headers: dict[str, str] = {}
+        if method == "PUT":
+            if size_bytes is not None:
+                headers["Content-Length"] = str(size_bytes)
+            if sha256 is not None:
+                headers[f"x-amz-meta-{_HASH}"] = sha256
+                headers["x-amz-checksum-sha256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
+            url = self._signed(url, headers, expires_in_s, datetime.now(UTC))
         return Grant(method=method, url=url, headers=headers, key=key, expires_in_s=expires_in_s)
 
     def check(self) -> None:
-        self._try("answer", lambda: self._client.bucket_exists("millrace-health"))
+        self._buckets.discard(self._bucket)
+        self._try("answer", lambda: self._make(self._bucket), tries=1)
+
+    def _signed(self, url: str, headers: Mapping[str, str], expires_in_s: int, now: datetime) -> str:
+        """A presigned PUT whose holder must send `headers` just so; the SDK's own signs none.
+
+        Amazon S3 API reference, "Authenticating requests: using query parameters (AWS Signature Version 4)". S3 refuses
+        `x-amz-` headers that are not signed, and bytes that do not have the signed checksum.
+        """
+        address = urlsplit(url)
+        wanted = {name.lower(): value for name, value in headers.items()} | {"host": address.netloc}
+        names = ";".join(sorted(wanted))
+        day, moment = now.strftime("%Y%m%d"), now.strftime("%Y%m%dT%H%M%SZ")
+        scope = f"{day}/{self._region}/s3/aws4_request"
+        query = "&".join(
+            f"{name}={quote(value, safe='')}"
+            for name, value in (
+                ("X-Amz-Algorithm", "AWS4-HMAC-SHA256"),
+                ("X-Amz-Credential", f"{self._access_key}/{scope}"),
+                ("X-Amz-Date", moment),
+                ("X-Amz-Expires", str(expires_in_s)),
+                ("X-Amz-SignedHeaders", names),
+            )
+        )
+        lines = "".join(f"{name}:{wanted[name]}\n" for name in sorted(wanted))
+        request = f"PUT\n{address.path}\n{query}\n{lines}\n{names}\nUNSIGNED-PAYLOAD"
+        text = f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+        key = f"AWS4{self._secret_key}".encode()
+        for part in (day, self._region, "s3", "aws4_request", text):
+            key = hmac.digest(key, part.encode(), hashlib.sha256)
+        return f"{address.scheme}://{address.netloc}{address.path}?{query}&X-Amz-Signature={key.hex()}"
 
     def _make(self, bucket: str) -> None:
         if bucket in self._buckets:
@@ -196,19 +241,27 @@ class S3Store:
                 raise FileNotFoundError(f"{bucket}/{key}") from error
             raise
 
-    def _try(self, what: str, work: Callable[[], T]) -> T:
+    def _try(self, what: str, work: Callable[[], T], *, tries: int = _TRIES) -> T:
         """`work`, tried again where the store stumbles; its failures as ours."""
-        for attempt in range(1, _TRIES + 1):
+        for attempt in range(1, tries + 1):
             try:
                 return work()
             except FileNotFoundError:
                 raise
             except (MinioException, HTTPError, OSError) as error:
-                passing = not isinstance(error, S3Error) or (error.response is not None and error.response.status >= 500)
+                if isinstance(error, S3Error) and error.code in _IN_THE_WAY:
+                    raise InvalidInput(
+                        f"the object store cannot {what}: part of it is an object, or it is a folder of objects"
+                    ) from error
+                passing = (
+                    not isinstance(error, S3Error)
+                    or (error.response is not None and error.response.status >= 500)
+                    or error.code == "AccessDenied"  # MinIO says so, for a moment, where another empties the same folder
+                )
                 if (
                     not isinstance(error, (S3Error, ServerError, InvalidResponseError, HTTPError, OSError))
                     or not passing
-                    or attempt == _TRIES
+                    or attempt == tries
                 ):
                     raise storage_problem(what, error) from error
                 time.sleep(random.uniform(0.05, 0.3 * 2**attempt))  # noqa: S311  # jitter, not a secret
