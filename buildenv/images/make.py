@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from millrace.vocabulary import Reason
 _HERE: Final = Path(__file__).parent
 _ENGINE_S: Final = 600
 _PULL_S: Final = 30
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")  # The engine paints what a step says on stderr.
 _RUNTIMES_FILE: Final = "/codebuild/image/config/runtimes.yml"
 Say = Callable[[str], None]
 
@@ -216,10 +218,11 @@ def _build(
         rm=True,
         forcerm=True,
         decode=True,
+        nocache=True,  # Who makes an image again wants today's packages in it.
         network_mode="bridge",
     )
     for event in events:
-        text = str(event.get("stream") or event.get("status") or "")
+        text = _COLOUR.sub("", str(event.get("stream") or event.get("status") or ""))
         if text.startswith("Step "):
             output.clear()
             say(text.split("     ")[0].rstrip())

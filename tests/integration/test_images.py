@@ -13,7 +13,7 @@ import pytest
 import requests.exceptions
 from docker.errors import DockerException
 
-from buildenv.images import LABEL_RECIPE, NAMES, resolve_runtimes, runtimes_from_labels, tag_of
+from buildenv.images import LABEL_RECIPE, NAMES, make, resolve_runtimes, runtimes_from_labels, tag_of
 from buildenv.images.make import ImageBuildError, ensure
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -185,6 +185,19 @@ def test_an_engine_that_is_away_gives_a_problem_that_says_what_to_do() -> None:
         ensure("base", say=print, docker_host="tcp://127.0.0.1:9")
     assert "Docker engine does not answer" in caught.value.message
     assert "doctor" in caught.value.hint
+
+
+def test_a_step_that_fails_shows_all_that_it_said(engine: docker.DockerClient, standard: str, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(f"FROM {standard}\nRUN seq 1 200; echo the reason >&2; exit 3\n")
+    said: list[str] = []
+    with pytest.raises(ImageBuildError) as caught:
+        make._build(engine, tmp_path, "millrace-test/broken:1", {}, {}, said.append)
+    output = caught.value.message.splitlines()
+    assert [str(number) for number in range(1, 201)] == [line for line in output if line.isdigit()]
+    assert "the reason" in output
+    assert not any(line.startswith("Step 1") for line in output)
+    assert "code: 3" in output[0]
+    assert [line.split(" :")[0] for line in said] == ["Step 1/2", "Step 2/2"]
 
 
 def test_the_command_says_tags_and_what_is_there(standard: str) -> None:
