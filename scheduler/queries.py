@@ -303,7 +303,7 @@ def read_log(
                 sa.select(LogChunk.offset, LogChunk.data)
                 .where(LogChunk.build_id == build_id, LogChunk.attempt_no == attempt_no, LogChunk.offset + LogChunk.size > offset)
                 .order_by(LogChunk.seq)
-                .limit(max(1, max_bytes // 4096))
+                .limit(16)
             )
             return _join(rows.all(), offset, max_bytes)
     if offset >= attempt.log_bytes:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.support.need import missing
 
 
 @dataclass
@@ -116,5 +116,4 @@ def minio_server(folder: Path) -> Iterator[MinioServer]:
 def require_program() -> None:
     """Skip the test where there is no MinIO; fail it in CI."""
     if find_program() is None:
-        say = pytest.fail if os.environ.get("CI") else pytest.skip
-        say("there is no MinIO server program on this machine: name one in MILLRACE_MINIO")
+        missing("a MinIO server program", "name one in MILLRACE_MINIO")
