@@ -210,6 +210,7 @@ def _build(
 ) -> None:
     """Raises ImageBuildError with the whole output of the step that failed."""
     output: list[str] = []
+    problem: str | None = None
     events: Iterator[dict[str, Any]] = client.api.build(
         path=str(context),
         tag=tag,
@@ -227,5 +228,6 @@ def _build(
             output.clear()
             say(text.split("     ")[0].rstrip())
         output.append(text)
-        if "error" in event:
-            raise ImageBuildError(f"{tag} could not be made: {event['error']}\n{''.join(output)}")
+        problem = event.get("error", problem)
+    if problem is not None:  # Only now, when the engine's answer is read to its end: that frees the connection.
+        raise ImageBuildError(f"{tag} could not be made: {problem}\n{''.join(output)}")
