@@ -40,6 +40,7 @@ for verb in (
     farm.project,
     farm.token,
     farm.migrate,
+    farm.bootstrap,
     farm.api,
     farm.scheduler,
     farm.worker,

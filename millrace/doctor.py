@@ -35,7 +35,7 @@ class Finding:
 
 
 def diagnose(settings: Settings, purpose: str) -> list[Finding]:
-    """Look at everything that `purpose` needs: `run` (a farm on this box), `demo`, or `test`."""
+    """Look at everything that `purpose` needs: `run` (a farm on this box), `demo`, `test` or `compose`."""
     findings = [
         _python(),
         _program("git", "git", "git", "--version"),
@@ -44,8 +44,10 @@ def diagnose(settings: Settings, purpose: str) -> list[Finding]:
         _disk(settings),
         _data_folder(settings),
     ]
-    if purpose in ("demo", "test"):
+    if purpose in ("demo", "test", "compose"):
         findings.append(_program("mmdebstrap", "mmdebstrap", "mmdebstrap", "--version"))
+    if purpose == "compose":
+        findings.append(_compose())
     if purpose == "test":
         findings.append(_postgres())
     return findings
@@ -108,6 +110,17 @@ def _program(what: str, program: str, package: str, question: str) -> Finding:
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding(what=what, ok=False, says=f"does not run: {error}", packages=(package,))
     return Finding(what=what, ok=True, says=says[0][:70] if says else path)
+
+
+def _compose() -> Finding:
+    what = "Compose"
+    for command in (["docker", "compose", "version", "--short"], ["docker-compose", "version", "--short"]):
+        if shutil.which(command[0]) is None:
+            continue
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return Finding(what=what, ok=True, says=done.stdout.strip())
+    return Finding(what=what, ok=False, says="not installed", packages=("docker-compose",))
 
 
 def _postgres() -> Finding:

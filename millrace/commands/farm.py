@@ -131,8 +131,26 @@ def migrate(session: Session) -> int:
 
 
 @click.command()
+@click.pass_obj
+def bootstrap(session: Session) -> int:
+    """Migrate, and make the tokens in MILLRACE_TOKEN (admin) and MILLRACE_WORKER_TOKEN known to the farm."""
+    settings = session.settings
+    database = Database(settings.database)
+    database.migrate()
+    for name, scope, secret in (
+        ("admin", TokenScope.ADMIN, settings.token),
+        ("worker", TokenScope.WORKER, settings.worker_token),
+    ):
+        if secret is not None:
+            tokens.create(database, name, scope, secret=secret.get_secret_value())
+    database.dispose()
+    console.print("The schema is up to date, and the tokens are known")
+    return 0
+
+
+@click.command()
 @click.option("--install", is_flag=True, help="Install and start what is missing (as root on Debian or Ubuntu).")
-@click.option("--for", "purpose", type=click.Choice(["run", "demo", "test"]), default="run", show_default=True)
+@click.option("--for", "purpose", type=click.Choice(["run", "demo", "test", "compose"]), default="run", show_default=True)
 @click.pass_obj
 def doctor(session: Session, install: bool, purpose: str) -> int:
     """Say what this machine lacks, and how to mend it."""
