@@ -42,6 +42,10 @@ def parse(raw: bytes) -> Any:
         raise RequestError(f"the body is nested deeper than {_DEPTH} levels") from error
     except ValueError as error:
         raise RequestError(f"the body is not JSON that we take: {error}") from error
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError("the body has a lone surrogate, which is no character") from error
     if not isinstance(value, dict):
         raise RequestError(f"the body is a JSON {type(value).__name__}, not an object")
     return value

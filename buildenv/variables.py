@@ -11,7 +11,8 @@ from millrace.errors import BuildProblem
 from millrace.ids import uuid_of
 from millrace.vocabulary import Reason
 
-CA_INSIDE: Final = "/etc/ssl/certs/ca-certificates.crt"
+CA_INSIDE: Final = "/codebuild/ca-certificates.crt"
+"""Not over the image's own file, which a build may want to renew."""
 _CA_VARIABLES: Final = (
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",

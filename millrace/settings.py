@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     )
     ca_bundle: Annotated[
         Path | None,
-        Field(description="CA bundle mounted into build containers; absent: the host's, where it has one of its own."),
+        Field(description="CA bundle mounted into build containers; absent: the host's, where its operator has added to it."),
     ] = None
     memory_bytes: Annotated[
         int | None, Field(description="Memory limit of a container, over the compute type's; absent: by type.")

@@ -1,7 +1,7 @@
 """What a worker hands to an attempt's process, on its stdin: the claim, and how this worker builds."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from millrace.contract import Claim
 from millrace.log import LogFormat
@@ -28,6 +28,15 @@ class Order(Shape):
     log_level: str
 
 
+_BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
+_OWN_CERTIFICATES: Final = Path("/usr/local/share/ca-certificates")
+
+
+def host_bundle() -> Path | None:
+    """The host's CA bundle where its operator has added certificates to it; None where it is as Debian ships it."""
+    return _BUNDLE if _BUNDLE.is_file() and any(_OWN_CERTIFICATES.rglob("*.crt")) else None
+
+
 def make_order(claim: Claim, worker_id: str, settings: Settings) -> Order:
     """The order for `claim` on this worker."""
     return Order(
@@ -38,7 +47,7 @@ def make_order(claim: Claim, worker_id: str, settings: Settings) -> Order:
         engine=settings.engine,
         docker_host=settings.docker_host,
         network=settings.network,
-        ca_bundle=settings.ca_bundle,
+        ca_bundle=settings.ca_bundle or host_bundle(),
         git_roots=settings.git_roots,
         memory_bytes=settings.memory_bytes,
         pids_limit=settings.pids_limit,

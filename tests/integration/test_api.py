@@ -1,0 +1,393 @@
+"""The API in one process over real records and a real directory store: what users and workers ask, and what must be refused."""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from api.app import create_app
+from api.auth import Scope
+from millrace.contract import LOG_OFFSET_HEADER, LOG_SHA256_HEADER, Claim, FinishReport, LogFooter, PhaseReport
+from millrace.settings import Settings
+from millrace.storage.directory import DirectoryStore
+from millrace.vocabulary import PhaseType, Reason, StatusType, TokenScope, Verdict
+from scheduler import tokens
+from scheduler.db import Database
+from scheduler.dispatch import Bell
+from tests.support.records import a_claim_request, a_project_json, a_report
+
+BAD_INPUT = yaml.safe_load((Path(__file__).parents[1] / "badinput" / "api.yaml").read_text())
+
+
+@dataclass
+class Api:
+    """The application, and tokens for it."""
+
+    app: Flask
+    client: FlaskClient
+    db: Database
+    admin: str
+    worker: str
+
+    def send(self, method: str, path: str, *, token: str | None = None, **options: Any) -> TestResponse:
+        headers = {"Authorization": f"Bearer {self.admin if token is None else token}", **options.pop("headers", {})}
+        if token == "":
+            headers.pop("Authorization")
+        return self.client.open(path, method=method, headers=headers, **options)
+
+    def ok(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        answer = self.send(method, path, **options)
+        assert answer.status_code < 300, answer.get_data(as_text=True)
+        data: dict[str, Any] = answer.get_json(silent=True) or {}
+        return data
+
+    def build(self, project: str = "demo") -> str:
+        build_id: str = self.ok("POST", "/v1/builds", json={"projectName": project})["id"]
+        return build_id
+
+    def claim(self) -> Claim:
+        answer = self.send(
+            "POST",
+            "/worker/v1/claim",
+            token=self.worker,
+            data=a_claim_request().model_dump_json(by_alias=True),
+            content_type="application/json",
+        )
+        assert answer.status_code == 200, answer.get_data(as_text=True)
+        return Claim.model_validate_json(answer.get_data())
+
+    def attempt(self, claim: Claim, verb: str, model: Any) -> TestResponse:
+        return self.send(
+            "POST",
+            f"/worker/v1/attempts/{claim.build_id}/{claim.attempt_no}/{verb}",
+            token=claim.token,
+            data=model.model_dump_json(by_alias=True, exclude_none=True),
+            content_type="application/json",
+        )
+
+    def log(self, claim: Claim, seq: int, offset: int, data: bytes) -> TestResponse:
+        return self.send(
+            "PUT",
+            f"/worker/v1/attempts/{claim.build_id}/{claim.attempt_no}/log/{seq}",
+            token=claim.token,
+            data=data,
+            headers={LOG_OFFSET_HEADER: str(offset), LOG_SHA256_HEADER: hashlib.sha256(data).hexdigest()},
+        )
+
+
+@pytest.fixture
+def api(sqlite_database: Database, settings: Settings, store: DirectoryStore) -> Iterator[Api]:
+    """An API with nobody to ring for: the bell's Redis is not there, which no request may mind."""
+    db = sqlite_database
+    bell = Bell(f"redis+socket://{settings.home}/nothing.sock")
+    app = create_app(settings, db, store, bell)
+    made = Api(
+        app=app,
+        client=app.test_client(),
+        db=db,
+        admin=tokens.create(db, "admin", TokenScope.ADMIN),
+        worker=tokens.create(db, "worker", TokenScope.WORKER),
+    )
+    made.ok("POST", "/v1/projects", json=a_project_json())
+    yield made
+
+
+# Projects and builds
+
+
+def test_a_project_comes_back_as_sent_with_codebuilds_defaults(api: Api) -> None:
+    shown = api.ok("GET", "/v1/projects/demo")
+    for member, value in a_project_json().items():
+        if member != "environment":
+            assert shown[member] == value
+    assert shown["arn"] == "arn:aws:codebuild:us-east-1:000000000000:project/demo"
+    assert shown["cache"] == {"type": "NO_CACHE"}
+    assert shown["environment"]["privilegedMode"] is False
+    assert shown["badge"] == {"badgeEnabled": False}
+    assert isinstance(shown["created"], float)
+
+
+def test_a_project_is_replaced_listed_and_deleted(api: Api) -> None:
+    changed = a_project_json(description="new", timeoutInMinutes=7)
+    assert api.ok("PUT", "/v1/projects/demo", json=changed)["timeoutInMinutes"] == 7
+    assert [item["name"] for item in api.ok("GET", "/v1/projects")["projects"]] == ["demo"]
+    assert api.send("DELETE", "/v1/projects/demo").status_code == 204
+    assert api.send("GET", "/v1/projects/demo").status_code == 404
+
+
+def test_a_new_build_has_codebuilds_shape(api: Api) -> None:
+    answer = api.send("POST", "/v1/builds", json={"projectName": "demo", "sourceVersion": "main", "imageOverride": "x:1"})
+    assert answer.status_code == 201
+    build = answer.get_json()
+    assert answer.headers["Location"] == f"/v1/builds/{build['id']}"
+    assert build["arn"].endswith(f":build/{build['id']}")
+    assert (build["buildStatus"], build["currentPhase"], build["buildComplete"]) == ("IN_PROGRESS", "QUEUED", False)
+    submitted, queued = build["phases"]
+    assert (submitted["phaseType"], submitted["phaseStatus"], submitted["durationInSeconds"]) == ("SUBMITTED", "SUCCEEDED", 0)
+    assert set(queued) == {"phaseType", "startTime"}
+    assert build["environment"]["image"] == "x:1"
+    assert build["sourceVersion"] == "main"
+    assert "endTime" not in build
+    assert build["millrace"]["state"] == "QUEUED"
+
+
+def test_a_build_is_accepted_though_redis_is_away(api: Api) -> None:
+    build = api.build()
+    assert api.ok("GET", f"/v1/builds/{build}")["millrace"]["state"] == "QUEUED"
+
+
+def test_an_idempotency_key_in_header_or_body_means_one_build(api: Api) -> None:
+    body = {"projectName": "demo"}
+    first = api.send("POST", "/v1/builds", json=body, headers={"Idempotency-Key": "k"})
+    again = api.send("POST", "/v1/builds", json={**body, "idempotencyToken": "k"})
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.get_json()["id"] == again.get_json()["id"]
+    other = api.send("POST", "/v1/builds", json={**body, "sourceVersion": "x"}, headers={"Idempotency-Key": "k"})
+    assert (other.status_code, other.get_json()["code"]) == (409, "idempotency_mismatch")
+
+
+def test_a_queued_build_is_stopped_at_once_and_again_without_effect(api: Api) -> None:
+    build = api.build()
+    first = api.ok("POST", f"/v1/builds/{build}/stop")
+    assert (first["buildStatus"], first["currentPhase"], first["buildComplete"]) == ("STOPPED", "COMPLETED", True)
+    assert api.ok("POST", f"/v1/builds/{build}/stop") == first
+
+
+def test_a_project_with_waiting_builds_is_not_deleted(api: Api) -> None:
+    api.build()
+    answer = api.send("DELETE", "/v1/projects/demo")
+    assert (answer.status_code, answer.get_json()["code"]) == (409, "conflict")
+
+
+# The road of an attempt
+
+
+def test_a_worker_carries_a_build_to_its_artifacts(api: Api) -> None:
+    build = api.build()
+    claim = api.claim()
+    assert claim.build_id == build
+    assert claim.settings.source.buildspec is not None
+    assert (
+        api.send(
+            "POST", "/worker/v1/claim", token=api.worker, json=json.loads(a_claim_request().model_dump_json(by_alias=True))
+        ).status_code
+        == 204
+    )
+    started = PhaseReport(phase_type=PhaseType.BUILD, started_at_ms=1_000)
+    assert api.attempt(claim, "phase", started).status_code == 200
+    text = "grüße\n".encode()
+    assert api.log(claim, 0, 0, text).status_code == 200
+    data = b"artifact bytes"
+    sha256 = hashlib.sha256(data).hexdigest()
+    wanted = {"kind": "artifact", "name": "dist/a.zip", "sizeBytes": len(data), "sha256": sha256}
+    grant = api.ok("POST", f"/worker/v1/attempts/{build}/1/grant", token=claim.token, json=wanted)
+    assert api.send("PUT", grant["url"], token="", data=b"other bytes!!!").status_code == 422
+    assert api.send("GET", grant["url"], token="").status_code == 403
+    assert api.send("PUT", grant["url"], token="", data=data).status_code == 200
+    assert api.ok("GET", f"/v1/builds/{build}/artifacts") == {"artifacts": []}
+    ended = started.model_copy(update={"status": StatusType.SUCCEEDED, "ended_at_ms": 2_500, "duration_ms": 1_500})
+    api.attempt(claim, "phase", ended)
+    footer = LogFooter(chunks=1, size_bytes=len(text), sha256=hashlib.sha256(text).hexdigest())
+    artifact = {"name": "dist/a.zip", "key": grant["key"], "sizeBytes": len(data), "sha256": sha256, "md5": "0" * 32}
+    report = a_report(log=footer, artifacts=({**artifact, "packaging": "ZIP", "fileCount": 1},))
+    for _ in range(2):
+        assert api.attempt(claim, "finish", report).get_json() == {"state": "SUCCEEDED"}
+    shown = api.ok("GET", f"/v1/builds/{build}")
+    assert (shown["buildStatus"], shown["currentPhase"]) == ("SUCCEEDED", "COMPLETED")
+    phase = next(item for item in shown["phases"] if item["phaseType"] == "BUILD")
+    assert (phase["durationInSeconds"], phase["contexts"]) == (1, [{"statusCode": "", "message": ""}])
+    assert shown["artifacts"]["sha256sum"] == sha256
+    assert shown["artifacts"]["location"] == f"arn:aws:s3:::millrace/{grant['key']}"
+    got = api.send("GET", f"/v1/builds/{build}/artifacts/dist/a.zip")
+    assert got.get_data() == data
+    assert got.headers["Content-Disposition"] == "attachment; filename*=UTF-8''a.zip"
+    log = api.send("GET", f"/v1/builds/{build}/logs")
+    assert log.get_data() == text
+    assert log.headers["X-Content-Type-Options"] == "nosniff"
+    assert log.headers["Content-Type"].startswith("text/plain")
+
+
+def test_a_grant_is_only_for_the_builds_own_things(api: Api) -> None:
+    build = api.build()
+    claim = api.claim()
+    path = f"/worker/v1/attempts/{build}/1/grant"
+    for name, status in (("../other/a", 422), ("/abs", 422), ("a\x00b", 422), ("x" * 300, 422)):
+        wanted = {"kind": "artifact", "name": name, "sizeBytes": 1, "sha256": "0" * 64}
+        assert api.send("POST", path, token=claim.token, json=wanted).status_code == status, name
+    foreign = {"kind": "source", "name": "millrace/artifacts/secret"}
+    assert api.send("POST", path, token=claim.token, json=foreign).status_code == 404
+    unsized = {"kind": "artifact", "name": "a"}
+    assert api.send("POST", path, token=claim.token, json=unsized).status_code == 422
+
+
+def test_an_upload_is_stored_once_under_its_hash(api: Api) -> None:
+    data = b"\x1f\x8bnot really"
+    sha256 = hashlib.sha256(data).hexdigest()
+    for _ in range(2):
+        answer = api.ok("POST", "/v1/uploads", data=data, content_type="application/gzip")
+        assert answer == {"location": f"millrace/uploads/{sha256}.tar.gz", "sha256": sha256, "sizeBytes": len(data)}
+    wrong = api.send("POST", "/v1/uploads", data=data, headers={"X-Millrace-Sha256": "0" * 64})
+    assert wrong.status_code == 422
+
+
+def test_an_upload_or_body_over_the_limit_is_refused(api: Api, settings: Settings, store: DirectoryStore) -> None:
+    small = settings.model_copy(update={"max_upload_bytes": 1024, "max_body_bytes": 1024})
+    app = create_app(small, api.db, store, Bell("redis+socket:///nothing.sock"))
+    client = app.test_client()
+    headers = {"Authorization": f"Bearer {api.admin}"}
+    assert client.post("/v1/uploads", data=b"x" * 2000, headers=headers).status_code == 413
+    endless = client.post(
+        "/v1/uploads", input_stream=io.BytesIO(b"x" * 5000), headers=headers, environ_overrides={"wsgi.input_terminated": True}
+    )
+    assert endless.status_code == 413
+    assert client.post("/v1/projects", data=b" " * 2000, content_type="application/json", headers=headers).status_code == 413
+
+
+def test_damaged_bytes_never_arrive_whole(api: Api, store: DirectoryStore) -> None:
+    build = api.build()
+    claim = api.claim()
+    key = f"artifacts/{build.partition(':')[2]}/1/a"
+    store.put("millrace", key, io.BytesIO(b"right"))
+    artifact = {"name": "a", "key": key, "sizeBytes": 5, "sha256": hashlib.sha256(b"wrong").hexdigest(), "md5": "0" * 32}
+    api.attempt(claim, "finish", a_report(artifacts=({**artifact, "packaging": "NONE", "fileCount": 1},)))
+    from millrace.errors import InfraProblem
+
+    with pytest.raises(InfraProblem, match="damaged"):
+        api.send("GET", f"/v1/builds/{build}/artifacts/a").get_data()
+    store.delete("millrace", key)
+    gone = api.send("GET", f"/v1/builds/{build}/artifacts/a")
+    assert (gone.status_code, "no longer" in gone.get_json()["detail"]) == (404, True)
+
+
+def test_a_lost_attempt_gets_409_from_every_verb(api: Api) -> None:
+    build = api.build()
+    claim = api.claim()
+    handed_back = FinishReport(
+        verdict=Verdict.HANDED_BACK,
+        reason=Reason.WORKER_SHUTDOWN,
+        log=LogFooter(chunks=0, size_bytes=0, sha256=hashlib.sha256(b"").hexdigest()),
+    )
+    assert api.attempt(claim, "finish", handed_back).get_json() == {"state": "QUEUED"}
+    wanted = {"kind": "artifact", "name": "a", "sizeBytes": 1, "sha256": "0" * 64}
+    answers = [
+        api.attempt(claim, "phase", PhaseReport(phase_type=PhaseType.BUILD, started_at_ms=1)),
+        api.log(claim, 0, 0, b"late"),
+        api.send("POST", f"/worker/v1/attempts/{build}/1/renew", token=claim.token, json={}),
+        api.send("POST", f"/worker/v1/attempts/{build}/1/grant", token=claim.token, json=wanted),
+        api.attempt(claim, "finish", a_report()),
+    ]
+    assert [(answer.status_code, answer.get_json()["code"]) for answer in answers] == [(409, "attempt_fenced")] * 5
+
+
+# Rights
+
+
+def test_every_route_declares_who_may_use_it(api: Api) -> None:
+    scopes = {
+        rule.rule: getattr(api.app.view_functions[rule.endpoint], "millrace_scope", None) for rule in api.app.url_map.iter_rules()
+    }
+    assert [path for path, scope in scopes.items() if scope is None] == []
+    public = {path for path, scope in scopes.items() if scope is Scope.PUBLIC}
+    assert public == {"/healthz", "/readyz", "/objects/<token>"}
+
+
+def test_a_project_token_sees_its_own_project_and_nothing_of_others(api: Api) -> None:
+    api.ok("POST", "/v1/projects", json=a_project_json("other"))
+    mine = tokens.create(api.db, "mine", TokenScope.PROJECT, project="other")
+    build = api.build("demo")
+    own: str = api.ok("POST", "/v1/builds", token=mine, json={"projectName": "other"})["id"]
+    hidden = [
+        ("GET", "/v1/projects/demo"),
+        ("PUT", "/v1/projects/demo"),
+        ("GET", f"/v1/builds/{build}"),
+        ("POST", f"/v1/builds/{build}/stop"),
+        ("GET", f"/v1/builds/{build}/logs"),
+        ("GET", f"/v1/builds/{build}/artifacts"),
+        ("GET", f"/v1/builds/{build}/artifacts/a"),
+        ("GET", "/v1/builds?project=demo"),
+    ]
+    for method, path in hidden:
+        assert api.send(method, path, token=mine, json={} if method != "GET" else None).status_code == 404, path
+    assert api.send("POST", "/v1/builds", token=mine, json={"projectName": "demo"}).status_code == 404
+    assert api.send("POST", "/v1/projects", token=mine, json=a_project_json("third")).status_code == 403
+    assert [item["id"] for item in api.ok("GET", "/v1/builds", token=mine)["builds"]] == [own]
+    assert [item["name"] for item in api.ok("GET", "/v1/projects", token=mine)["projects"]] == ["other"]
+
+
+def test_a_signed_address_cannot_be_changed(api: Api) -> None:
+    build = api.build()
+    claim = api.claim()
+    wanted = {"kind": "artifact", "name": "a", "sizeBytes": 1, "sha256": "0" * 64}
+    grant = api.ok("POST", f"/worker/v1/attempts/{build}/1/grant", token=claim.token, json=wanted)
+    payload, _, seal = grant["url"].removeprefix("/objects/").partition(".")
+    data = json.loads(base64.urlsafe_b64decode(payload + "=="))
+    forged = base64.urlsafe_b64encode(json.dumps({**data, "key": "artifacts/x/1/a"}).encode()).decode().rstrip("=")
+    assert api.send("PUT", f"/objects/{forged}.{seal}", token="", data=b"x").status_code == 403
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("case", BAD_INPUT, ids=lambda case: case["name"])
+def test_bad_input_is_answered_clearly(api: Api, case: dict[str, Any]) -> None:
+    build = api.build()
+
+    def filled(value: Any) -> Any:
+        text = json.dumps(value).replace("{project}", "demo").replace("{build}", build)
+        return json.loads(text)
+
+    options: dict[str, Any] = {"headers": case.get("headers", {})}
+    if case.get("project"):
+        options["json"] = a_project_json(case.get("rename", "demo"))
+    elif "json" in case:
+        options["json"] = filled(case["json"])
+    else:
+        body = bytes.fromhex(case["body_hex"]) if "body_hex" in case else filled(case.get("body", "")).encode()
+        options |= {"data": body + case.get("repeat", "").encode() * case.get("times", 0)}
+        if case["method"] in ("POST", "PUT"):
+            options["content_type"] = case.get("content_type", "application/json")
+    token = api.worker if case.get("token") == "worker" else case.get("token")
+    answer = api.send(case["method"], filled(case["path"]), token=token, **options)
+    text = answer.get_data(as_text=True)
+    assert answer.status_code == case["status"], text
+    assert answer.content_type == "application/problem+json"
+    assert answer.get_json()["code"]
+    for word in case["words"]:
+        assert word in text, text
+    assert "Traceback" not in text
+
+
+def test_a_fault_of_ours_shows_a_number_and_no_traceback(
+    api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_args: object, **_more: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr("scheduler.queries.get_build", broken)
+    answer = api.send("GET", "/v1/builds/x")
+    body = answer.get_json()
+    assert (answer.status_code, body["code"]) == (500, "internal")
+    assert "secret detail" not in answer.get_data(as_text=True)
+    assert body["detail"].rpartition(" ")[2] in capsys.readouterr().out
+
+
+# Health
+
+
+def test_readiness_names_each_part_and_a_dead_bell_only_degrades(api: Api) -> None:
+    answer = api.send("GET", "/readyz", token="")
+    body = answer.get_json()
+    assert (answer.status_code, body["status"]) == (200, "degraded")
+    assert (body["parts"]["database"], body["parts"]["store"]) == ("ok", "ok")
+    assert body["parts"]["broker"] != "ok"
+    assert api.send("GET", "/healthz", token="").status_code == 200
