@@ -158,7 +158,7 @@ class _Stream:
 
 def _event(kind: str, data: object, *, ident: str | None = None) -> str:
     head = f"id: {ident}\n" if ident else ""
-    return f"{head}event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"{head}event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
 def whole_characters(data: bytes) -> bytes:

@@ -112,6 +112,10 @@ class Client:
             part.unlink(missing_ok=True)
             raise self._away(error) from error
 
+    def close(self) -> None:
+        """Let the connections go."""
+        self._http.close()
+
     def alive(self) -> bool:
         """True where the API answers."""
         try:
@@ -128,12 +132,17 @@ class Client:
         return answer
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            answer = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise self._away(error) from error
-        _check(answer)
-        return answer
+        tries = 2 if method in ("GET", "PUT", "DELETE") else 1  # an API that was restarted leaves dead connections behind
+        while True:
+            tries -= 1
+            try:
+                answer = self._http.request(method, path, **options)
+            except httpx.TransportError as error:
+                if tries:
+                    continue
+                raise self._away(error) from error
+            _check(answer)
+            return answer
 
     def _away(self, error: Exception) -> Unavailable:
         return Unavailable(

@@ -68,7 +68,13 @@ def running(settings: Settings) -> Farm | None:
     except (FileNotFoundError, ValueError):
         return None
     farm = Farm(api_url=note["api"], token=token, pid=note["pid"])
-    return farm if _is_locked(settings.home / "up.lock") and Client(farm.api_url, farm.token).alive() else None
+    if not _is_locked(settings.home / "up.lock"):
+        return None
+    client = Client(farm.api_url, farm.token)
+    try:
+        return farm if client.alive() else None
+    finally:
+        client.close()
 
 
 def start_detached(settings: Settings, environ: Mapping[str, str], say: Say) -> Farm:
@@ -235,7 +241,9 @@ class _Supervisor:
         try:
             for part in self._parts:
                 self._start(part)
-            self._await_api(Client(address, token))
+            client = Client(address, token)
+            self._await_api(client)
+            client.close()
             _write_private(note, json.dumps({"api": address, "pid": os.getpid()}))
             if not self._leaving:
                 self._say(f"The farm is up at {address}; its data lies in {self._settings.home}")

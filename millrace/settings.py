@@ -156,6 +156,33 @@ class Settings(BaseSettings):
         return socket.gethostname()
 
 
+def _default(name: str) -> str:
+    value = Settings.model_fields[name].default
+    if value in (None, (), ""):
+        return ""
+    return str(value)
+
+
+def table() -> str:
+    """All settings as a Markdown table: the one in the README and in docs/settings.md."""
+    lines = ["| variable | default | what it is |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = f"`{_default(name)}`" if _default(name) else ""
+        lines.append(f"| `MILLRACE_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """The text of docs/settings.md."""
+    return (
+        "# Settings\n\n"
+        "Made from `millrace/settings.py` by `python -m millrace.settings > docs/settings.md`; a test compares the two.\n\n"
+        "Millrace reads its settings once at start, from the environment. All that is wrong with them is told together, by\n"
+        "name; a name that begins with `MILLRACE_` and is no setting is wrong, too. `millrace config` prints what is in force,\n"
+        "without the secrets.\n\n" + table()
+    )
+
+
 def for_children(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment that a process started by us may see: everything but our own settings, which hold secrets."""
     return {name: value for name, value in environ.items() if not name.startswith("MILLRACE_")}
@@ -191,3 +218,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 def _wrong(problems: list[FieldProblem]) -> InvalidInput:
     lines = "".join(f"\n  {problem.field} {problem.what}" for problem in problems)
     return InvalidInput(f"the settings are wrong:{lines}", hint="docs/settings.md lists them all.", fields=problems)
+
+
+if __name__ == "__main__":
+    print(page(), end="")  # noqa: T201  # this is the command that makes the page
