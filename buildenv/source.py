@@ -1,13 +1,19 @@
 """Fetches a build's source: by git, hardened against hostile addresses and repositories, or as an archive of the object store.
 
-What git may do is said by a fixed environment and fixed options; nothing of the build's own environment reaches it.
+What git may do is said by a fixed environment and fixed options; nothing of the build's own environment reaches it. By ssh it
+goes with the key and the known_hosts of the worker's own user, and asks nobody anything.
+Servers on private networks are the normal case of a farm that runs itself, so only link-local addresses (a cloud's metadata) are
+barred; whatever a name or a redirect leads to, it has to speak TLS with a certificate for its name, or ssh with a known key.
 """
 
+import contextlib
 import ipaddress
 import os
 import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -22,17 +28,19 @@ from buildenv.archive import unpack
 from millrace.contract import Grant, GrantRequest
 from millrace.errors import BuildProblem, BuildStopped, InfraProblem, InvalidInput, NotFound
 from millrace.project import ProjectSource, check_source_version
+from millrace.storage import check_key
 from millrace.vocabulary import Reason, SourceType
 
 _TRIES: Final = 3
+_LOOK_EVERY_S: Final = 0.1
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-_SCP: Final = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[^-/\s][^\s]*)")
+_SCP: Final = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[^-\s][^\s]*)")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _PINNED: Final = re.compile(r"(?P<ref>refs/[^^]+)\^\{(?P<commit>[0-9a-f]{40})\}")
 _AWAY: Final = re.compile(
     r"could not resolve host|name or service not known|temporary failure in name|connection (refused|reset|timed out|closed)"
     r"|failed to connect|couldn't connect|operation timed out|no route to host|network is unreachable|early eof"
-    r"|hung up unexpectedly|returned error: 5\d\d|gnutls_handshake|rpc failed|operation too slow",
+    r"|hung up unexpectedly|returned error: (?:5\d\d|429)|gnutls_handshake|rpc failed|operation too slow",
     re.IGNORECASE,
 )
 _DENIED: Final = re.compile(
@@ -40,7 +48,17 @@ _DENIED: Final = re.compile(
     r"|terminal prompts disabled",
     re.IGNORECASE,
 )
-_UNTRUSTED: Final = re.compile(r"host key verification failed|certificate|ssl", re.IGNORECASE)
+_UNTRUSTED: Final = re.compile(
+    r"host key verification failed|certificate verification failed|ssl certificate problem|self.signed certificate"
+    r"|no alternative certificate subject|certificate subject name",
+    re.IGNORECASE,
+)
+_HARMFUL: Final = re.compile(
+    r"fsck error|index-pack failed|unpack-objects failed|file too large|transport '.*' not allowed", re.I
+)
+_SSH: Final = "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=15 -o ForwardAgent=no"
+_MAX_FILE_BYTES: Final = 20 * 1024**3
+"""No file that git writes may grow beyond this, so that no repository fills the worker's disk."""
 _OPTIONS: Final = (
     "protocol.ext.allow=never",
     "core.hooksPath=/dev/null",
@@ -70,10 +88,14 @@ class FetchedSource:
 def check_location(source: ProjectSource, git_roots: Sequence[Path]) -> None:
     """Raises InvalidInput where the location could never be fetched, or should not be. Grammar only, nothing is looked up.
 
+    S3: `bucket/key` of an archive; a prefix that ends with a slash is not served.
     Git: `https://host/path`, `ssh://user@host/path`, `user@host:path`, and for type GIT an absolute path below one of
     `git_roots`. `http://` only to this machine itself. No credentials in the address; no link-local address.
     """
     location = source.location or ""
+    if source.type is SourceType.S3:
+        bucket, _, key = _object_name(location).partition("/")
+        check_key(bucket, key)
     if not source.is_git:
         return
     if any(ord(char) <= 32 or ord(char) == 127 for char in location) or location.startswith("-"):
@@ -89,15 +111,15 @@ def check_location(source: ProjectSource, git_roots: Sequence[Path]) -> None:
         address = urlsplit(location)
         host, _port = address.hostname, address.port
     except ValueError as error:
-        raise _wrong(location, str(error)) from error
-    if address.scheme not in ("https", "ssh", "http"):
-        raise _wrong(location, f"the protocol {address.scheme or '(none)'!r} is not taken")
-    if not host or not address.path.strip("/"):
-        raise _wrong(location, "it has no host or no path")
+        raise _wrong(location, "its host or port is none") from error
     if address.password is not None or (address.username is not None and address.scheme != "ssh"):
         raise InvalidInput(
             "the source's address holds credentials", hint="Leave them out: an address is shown in logs and answers."
         )
+    if address.scheme not in ("https", "ssh", "http"):
+        raise _wrong(location, f"the protocol {address.scheme or '(none)'!r} is not taken")
+    if not host or not address.path.strip("/"):
+        raise _wrong(location, "it has no host or no path")
     if address.username is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", address.username):
         raise _wrong(location, "the user name is odd")
     if address.scheme == "http" and host not in _LOOPBACK:
@@ -107,7 +129,7 @@ def check_location(source: ProjectSource, git_roots: Sequence[Path]) -> None:
 
 def _wrong(location: str, why: str) -> InvalidInput:
     return InvalidInput(
-        f"the source location {location[:200]!r} cannot be used: {why}",
+        f"the source location {re.sub('//.*@', '//***@', location)[:200]!r} cannot be used: {why}",
         hint="Use https://host/path.git, ssh://user@host/path.git, or a path that MILLRACE_GIT_ROOTS allows.",
     )
 
@@ -124,10 +146,13 @@ def _check_path(location: str, git_roots: Sequence[Path]) -> None:
 def _check_host(location: str, host: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9a-fA-F:]+", host):
         raise _wrong(location, f"the host {host!r} is odd")
+    number: ipaddress.IPv4Address | ipaddress.IPv6Address
     try:
-        number = ipaddress.ip_address(int(host, 0) if re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", host) else host)
-    except ValueError:
+        number = ipaddress.IPv6Address(host) if ":" in host else ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:  # a name; inet_aton knows every way to write an IPv4 address: short, octal, hexadecimal, one number
         return
+    except ValueError as error:
+        raise _wrong(location, f"the host {host!r} is no IPv6 address") from error
     mapped = getattr(number, "ipv4_mapped", None) or number
     if mapped.is_link_local or mapped.is_multicast or mapped.is_unspecified or str(mapped) == "fd00:ec2::254":
         raise _wrong(location, f"{host} is an address that no git server has")
@@ -153,19 +178,32 @@ def fetch(
     dest.mkdir(parents=True, exist_ok=True)
     if source.type is SourceType.NO_SOURCE:
         return FetchedSource(resolved_version=None, repo_url="")
-    if source.type is SourceType.S3:
-        return _fetch_object(source, dest, grant, download, say)
     try:
         check_location(source, git_roots)
         if version:
             check_source_version(version)
-    except (InvalidInput, ValueError) as error:
+    except InvalidInput as error:
+        raise BuildProblem(error.message, reason=Reason.BAD_SOURCE, hint=error.hint) from error
+    except ValueError as error:
         raise BuildProblem(str(error), reason=Reason.BAD_SOURCE) from error
+    if source.type is SourceType.S3:
+        if version:
+            raise BuildProblem(
+                f"the source version {version!r} cannot be had: versions of an S3 object are not served",
+                reason=Reason.BAD_SOURCE,
+                hint="Leave sourceVersion out.",
+            )
+        return _fetch_object(source, dest, grant, download, say)
     git = _Git(source, dest, ca_bundle, say, stop, deadline)
     try:
         return FetchedSource(resolved_version=git.checkout(version), repo_url=source.location or "")
     finally:
         git.close()
+
+
+def _object_name(location: str) -> str:
+    """`bucket/key`, however it was written."""
+    return location.removeprefix("arn:aws:s3:::").removeprefix("s3://")
 
 
 def _fetch_object(
@@ -175,7 +213,7 @@ def _fetch_object(
     download: Callable[[Grant, Path], None],
     say: Callable[[str], None],
 ) -> FetchedSource:
-    name = (source.location or "").removeprefix("arn:aws:s3:::").removeprefix("s3://")
+    name = _object_name(source.location or "")
     try:
         granted = grant(GrantRequest(kind="source", name=name))
     except NotFound as error:
@@ -204,6 +242,9 @@ class _Git:
         self._url = source.location or ""
         self._say, self._stop, self._deadline = say, stop, deadline
         self._home = tempfile.mkdtemp(prefix="millrace-git-")
+        # Also as a file, for the processes that git starts itself without handing its -c options on.
+        settings = "".join(f'[{name}]\n\t{key} = "{value}"\n' for name, key, value in map(_setting, _OPTIONS))
+        (Path(self._home) / ".gitconfig").write_text(settings)
         local = self._url.startswith("/")
         protocols = "file" if local else "http:https:ssh" if self._url.startswith("http://") else "https:ssh"
         self._environment = {
@@ -211,11 +252,9 @@ class _Git:
             "HOME": self._home,
             "LC_ALL": "C",
             "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": "/bin/false",
             "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_ALLOW_PROTOCOL": protocols,
-            "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=15",
+            "GIT_SSH_COMMAND": _SSH,
             "GIT_LFS_SKIP_SMUDGE": "1",
         }
         if ca_bundle is not None:
@@ -274,7 +313,7 @@ class _Git:
 
     def _resolve(self, version: str | None) -> str | None:
         """The full name of the ref that `version` means, or None where the server has none of that name."""
-        if not version:
+        if not version or version == "HEAD":
             if not self._remote("ls-remote", "--exit-code", "origin", "HEAD", missing_is_2=True):
                 raise self._not_found("the repository is empty, or has no default branch")
             return "HEAD"
@@ -342,6 +381,8 @@ class _Git:
                 reason=Reason.BAD_SOURCE,
                 hint="Add its host key to the worker's known_hosts, or its CA to the worker's bundle.",
             )
+        if _HARMFUL.search(said):
+            return BuildProblem(f"git clone of {self._url} failed: git refuses what it got ({what})", reason=Reason.BAD_SOURCE)
         return self._not_found(what)
 
     def _run(self, *arguments: str) -> str:
@@ -354,19 +395,28 @@ class _Git:
         self._check_time()
         options = [part for option in _OPTIONS for part in ("-c", option)]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            process = subprocess.Popen(
-                ["git", *options, *arguments],
-                cwd=self._dest,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
             try:
-                while process.poll() is None:
-                    if self._stop.wait(0.05) or time.monotonic() > self._deadline:
+                process = subprocess.Popen(
+                    ["git", *options, *arguments],
+                    cwd=self._dest,
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise InfraProblem(
+                    "the worker has no git program", reason=Reason.SOURCE_UNREACHABLE, hint="Install git on the worker's host."
+                ) from error
+            try:
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
+                while not self._over():
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(_LOOK_EVERY_S)
                         break
+            except ProcessLookupError:  # it was faster than the limit
+                process.wait()
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
@@ -376,11 +426,21 @@ class _Git:
             err.seek(0)
             return process.returncode, out.read().decode(errors="replace"), err.read(100_000).decode(errors="replace")
 
+    def _over(self) -> bool:
+        return self._stop.is_set() or time.monotonic() > self._deadline
+
     def _check_time(self) -> None:
         if self._stop.is_set():
             raise BuildStopped("stopped while the source was fetched", reason=Reason.CANCELLED)
         if time.monotonic() > self._deadline:
             raise BuildStopped("the build's time was over while the source was fetched", reason=Reason.TIMEOUT)
+
+
+def _setting(option: str) -> tuple[str, str, str]:
+    """`section.key=value` in its parts, the section as a configuration file has it."""
+    name, _, value = option.partition("=")
+    *sections, key = name.split(".")
+    return sections[0] + (f' "{sections[1]}"' if len(sections) > 1 else ""), key, value
 
 
 def _last_line(said: str) -> str:
