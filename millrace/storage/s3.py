@@ -191,7 +191,7 @@ class S3Store:
 
     def check(self) -> None:
         self._buckets.discard(self._bucket)
-        self._try("answer", lambda: self._make(self._bucket), tries=1)
+        self._try("answer", lambda: self._make(self._bucket), tries=2)
 
     def _signed(self, url: str, headers: Mapping[str, str], expires_in_s: int, now: datetime) -> str:
         """A presigned PUT whose holder must send `headers` just so; the SDK's own signs none.
