@@ -11,7 +11,7 @@ from millrace.errors import InvalidInput, RequestError, TooLarge
 from millrace.storage import PIECE_BYTES, HashingReader
 
 blueprint = Blueprint("uploads", __name__, url_prefix="/v1/uploads")
-_SUFFIXES = {"application/zip": "zip", "application/gzip": "tar.gz", "application/x-tar": "tar", "application/zstd": "tar.zst"}
+_SUFFIXES = {"application/zip": "zip", "application/gzip": "tar.gz", "application/x-tar": "tar"}
 
 
 @blueprint.post("")
@@ -19,7 +19,7 @@ _SUFFIXES = {"application/zip": "zip", "application/gzip": "tar.gz", "applicatio
 def upload() -> tuple[dict[str, Any], int]:
     """Keep a source archive; the answer's `location` is what `sourceLocationOverride` takes with type S3.
 
-    The body is a zip or a tar (plain, gzip or zstd) as raw bytes. 413 over `MILLRACE_MAX_UPLOAD_BYTES`.
+    The body is a zip or a tar (plain or gzip) as raw bytes. 413 over `MILLRACE_MAX_UPLOAD_BYTES`.
     """
     context = here()
     most = context.settings.max_upload_bytes

@@ -1,56 +1,98 @@
 """CodeBuild's path patterns: `*` and `?` within one component, `**` across components, `[...]` sets. Dot files match like others.
 
-Source: CodeBuild, build-spec-ref, artifacts.files and exclude-paths.
+Source: CodeBuild, build-spec-ref, artifacts.files and exclude-paths. Matching takes time in proportion to pattern times path,
+whatever the pattern: a regular expression would not.
 """
 
 import re
 from functools import lru_cache
 
+_Token = str | re.Pattern[str]
+_ANY = "*"
+_ONE = "?"
+
 
 @lru_cache(maxsize=512)
-def pattern(glob: str) -> re.Pattern[str]:
-    """`glob` as a regular expression over whole relative paths. It has no nested repeats, so matching stays linear-ish.
+def _parts(glob: str) -> tuple[tuple[_Token, ...] | None, ...]:
+    """The components of a pattern; None stands for `**`."""
+    names = [name for name in glob.split("/") if name not in ("", ".")]
+    parts: list[tuple[_Token, ...] | None] = []
+    for name in names:
+        if name != "**":
+            parts.append(_tokens(name))
+        elif not parts or parts[-1] is not None:  # two in a row mean one
+            parts.append(None)
+    return tuple(parts)
 
-    `dir/**/*` matches everything below `dir`, at any depth; `dir/*` only what lies directly in it; `**` alone everything.
-    """
-    parts = [part for part in glob.removeprefix("./").split("/") if part not in ("", ".")]
-    text = ""
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        if part == "**":
-            if text.endswith("(?:[^/]+/)*"):
-                pass  # two in a row mean one
-            else:
-                text += "(?:[^/]+/)*"
-            if last:
-                text += "[^/]+"
+
+def _tokens(name: str) -> tuple[_Token, ...]:
+    tokens: list[_Token] = []
+    at = 0
+    while at < len(name):
+        char = name[at]
+        if char == "*":
+            if not tokens or tokens[-1] is not _ANY:
+                tokens.append(_ANY)
+        elif char == "?":
+            tokens.append(_ONE)
+        elif char == "[" and (end := name.find("]", at + 2)) > 0:
+            tokens.append(_set(name[at + 1 : end]))
+            at = end
         else:
-            text += _component(part) + ("" if last else "/")
-    return re.compile(text, re.DOTALL)
+            tokens.append(re.compile(re.escape(char), re.DOTALL))
+        at += 1
+    return tuple(tokens)
+
+
+def _set(body: str) -> re.Pattern[str]:
+    negated = body[0] in "!^" and len(body) > 1
+    ranges = re.escape(body[1:] if negated else body).replace(r"\-", "-")
+    try:
+        return re.compile(f"[{'^' if negated else ''}{ranges}]", re.DOTALL)
+    except re.error:  # a range that runs backwards matches nothing
+        return re.compile(r"(?!)")
 
 
 def matches(glob: str, path: str) -> bool:
-    """True where `glob` matches the whole of `path`, which is relative and has no dot components."""
-    return pattern(glob).fullmatch(path) is not None
+    """True where `glob` matches the whole of `path`, which is relative and has no dot components.
+
+    `dir/**/*` matches everything below `dir`, at any depth; `dir/*` only what lies directly in it; `**` alone everything.
+    """
+    parts, names = _parts(glob), path.split("/")
+    last = len(parts) - 1
+    reached = {0}  # how many components of the pattern are used up, after so many of the path
+    reached |= {1} if parts and parts[0] is None and last > 0 else set()
+    for name in names:
+        following: set[int] = set()
+        for number in reached:
+            if number > last:
+                continue
+            part = parts[number]
+            if part is None:
+                following.add(number)
+                if number == last:
+                    following.add(number + 1)
+            elif _fits(part, name):
+                following.add(number + 1)
+        # `**` before a further component may also stand for nothing
+        following |= {n + 1 for n in following if n < last and parts[n] is None}
+        reached = following
+    return len(parts) in reached and bool(parts)
 
 
-def _component(part: str) -> str:
-    out, at = "", 0
-    while at < len(part):
-        char = part[at]
-        if char == "*":
-            while part[at + 1 : at + 2] == "*":
-                at += 1
-            out += "[^/]*"
-        elif char == "?":
-            out += "[^/]"
-        elif char == "[" and (end := part.find("]", at + 2)) > 0:
-            body = part[at + 1 : end]
-            negated = body[0] in "!^"
-            inner = re.escape(body[1:] if negated else body).replace(r"\-", "-")
-            out += f"(?!/)[{'^' if negated else ''}{inner}]"
-            at = end
+def _fits(tokens: tuple[_Token, ...], name: str) -> bool:
+    """One component, by the two-pointer walk that goes back to the last `*` only."""
+    token, at, star, retry = 0, 0, -1, 0
+    while at < len(name):
+        current = tokens[token] if token < len(tokens) else None
+        if current is _ANY:
+            star, retry = token, at
+            token += 1
+        elif current is not None and (current is _ONE or (isinstance(current, re.Pattern) and current.fullmatch(name[at]))):
+            token, at = token + 1, at + 1
+        elif star >= 0:
+            retry += 1
+            token, at = star + 1, retry
         else:
-            out += re.escape(char)
-        at += 1
-    return out
+            return False
+    return all(rest is _ANY for rest in tokens[token:])

@@ -50,6 +50,8 @@ def diagnose(settings: Settings, purpose: str) -> list[Finding]:
         findings.append(_compose())
     if purpose == "test":
         findings.append(_postgres())
+        findings.append(_program("openssl", "openssl", "openssl", "version"))
+        findings.append(_sshd())
     return findings
 
 
@@ -110,6 +112,11 @@ def _program(what: str, program: str, package: str, question: str) -> Finding:
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding(what=what, ok=False, says=f"does not run: {error}", packages=(package,))
     return Finding(what=what, ok=True, says=says[0][:70] if says else path)
+
+
+def _sshd() -> Finding:
+    there = any(Path(folder, "sshd").exists() for folder in ("/usr/sbin", "/usr/local/sbin"))
+    return Finding(what="sshd", ok=there, says="there" if there else "not installed", packages=("openssh-server",))
 
 
 def _compose() -> Finding:

@@ -65,6 +65,8 @@ def run(
         packed = pack(folder, cast(BinaryIO, body))
         body.seek(0)
         console.print(f"Sending {packed.file_count} files ({terminal.size(packed.size_bytes)}) from {folder}")
+        for left in packed.left_out[:20]:
+            errors.print(f"[yellow]not sent:[/] {terminal.harmless(left, colours=False)}")
         location = client.upload(cast(BinaryIO, body), packed.size_bytes, packed.sha256)
     settings = {
         "name": name,

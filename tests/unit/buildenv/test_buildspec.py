@@ -1,0 +1,248 @@
+"""The buildspec language: what is read, what is warned of, and that everything that is wrong is said, with its place."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from buildenv.buildspec import Buildspec, OnFailure, looks_inline, parse
+from millrace.errors import BadBuildspec
+from millrace.vocabulary import PhaseType, Reason
+
+MINIMAL = "version: 0.2\nphases:\n  build:\n    commands:\n      - echo hello\n"
+
+
+def problems(text: str | bytes) -> list[str]:
+    with pytest.raises(BadBuildspec) as caught:
+        parse(text)
+    assert caught.value.reason is Reason.BAD_BUILDSPEC
+    assert caught.value.status_code == "YAML_FILE_ERROR"
+    return [str(problem) for problem in caught.value.problems]
+
+
+def warnings(text: str) -> list[str]:
+    return [str(warning) for warning in parse(text).warnings]
+
+
+def test_the_smallest_buildspec() -> None:
+    spec = parse(MINIMAL)
+    assert [command.text for command in spec.phases[PhaseType.BUILD].commands] == ["echo hello"]
+    assert spec.phases[PhaseType.BUILD].commands[0].line == 5
+    assert spec.warnings == ()
+
+
+def test_a_full_buildspec_is_understood_to_the_last_key() -> None:
+    spec = parse(
+        """\
+version: 0.2
+run-as: builder
+env:
+  shell: bash
+  variables: {A: 3.10, B: true, C: 007, D: "$PATH:/x", E: }
+  parameter-store: {P: /path/name}
+  secrets-manager: {S: "secret:key:stage:id"}
+  exported-variables: [A, B]
+  git-credential-helper: yes
+proxy: {upload-artifacts: no, logs: no}
+phases:
+  install:
+    run-as: root
+    on-failure: ABORT
+    runtime-versions: {python: 3.10, nodejs: 18.x}
+    commands: [one, two]
+    finally: [three]
+  post_build:
+    on-failure: Retry-3-.*timed out.*
+    commands: [four]
+reports:
+  unit: {files: ['*.xml'], file-format: JunitXml, base-directory: r, discard-paths: yes}
+artifacts:
+  files: ['**/*']
+  name: out-$A
+  discard-paths: no
+  base-directory: dist
+  exclude-paths: ['**/.*']
+  enable-symlinks: yes
+  s3-prefix: pre
+  secondary-artifacts:
+    docs: {files: [a]}
+cache:
+  key: k-$(x)
+  fallback-keys: [k-]
+  action: restore
+  paths: ['/root/.m2/**/*']
+"""
+    )
+    assert spec.env.variables == {"A": "3.10", "B": "true", "C": "007", "D": "$PATH:/x", "E": ""}
+    assert (spec.env.shell, spec.env.git_credential_helper, spec.env.exported_variables) == ("bash", True, ("A", "B"))
+    assert spec.env.parameter_store == {"P": "/path/name"}
+    install = spec.phases[PhaseType.INSTALL]
+    assert install.runtime_versions == {"python": "3.10", "nodejs": "18.x"}
+    assert install.on_failure == OnFailure(action="ABORT")
+    assert spec.phases[PhaseType.POST_BUILD].on_failure == OnFailure(action="RETRY", count=3, pattern=".*timed out.*")
+    assert spec.artifacts is not None
+    assert spec.artifacts.secondary["docs"].files == ("a",)
+    assert spec.cache is not None
+    assert (spec.cache.key, spec.cache.fallback_keys, spec.cache.action) == ("k-$(x)", ("k-",), "restore")
+    assert spec.reports["unit"].file_format == "JUNITXML"
+
+
+def test_json_crlf_a_byte_order_mark_and_anchors_are_fine() -> None:
+    json_text = '{"version": "0.2", "phases": {"build": {"commands": ["echo hello"]}}}'
+    expected = [c.text for c in parse(MINIMAL).phases[PhaseType.BUILD].commands]
+    for text in (json_text, MINIMAL.replace("\n", "\r\n"), b"\xef\xbb\xbf" + MINIMAL.encode(), MINIMAL.rstrip("\n")):
+        assert [c.text for c in parse(text).phases[PhaseType.BUILD].commands] == expected
+    merged = parse(
+        "version: 0.2\nphases:\n  install: &x\n    commands: [a]\n    finally: [b]\n  build:\n    <<: *x\n    commands: [c]\n"
+    )
+    build = merged.phases[PhaseType.BUILD]
+    assert ([c.text for c in build.commands], [c.text for c in build.finally_]) == (["c"], ["b"])
+
+
+def test_version_0_1_has_its_own_variables() -> None:
+    spec = parse("version: 0.1\nenvironment_variables:\n  plaintext:\n    A: b\nphases:\n  build:\n    commands: [x]\n")
+    assert (spec.version, spec.env.variables) == ("0.1", {"A": "b"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("phases:\n  build:\n    commands: echo one\n", "one command"),
+        ("phases:\n  build:\n    commands:\n      - a\n      -\n      - b\n", "commands[1] is empty"),
+        ("phases:\n  install:\n  build:\n    commands: [a]\n", "phase install is empty"),
+        ("phases:\n  build:\n    commands: [a]\nartifacts:\n  files: '**/*'\n", "files is one text"),
+        ("phases:\n  build:\n    commands: [a]\nartifacts:\n  type: zip\n  files: [a]\n", "'type' in artifacts has no effect"),
+        ("phases:\n  build:\n    commands: [a]\nenv:\n", "env is empty"),
+    ],
+)
+def test_what_is_assumed_is_warned_of(text: str, expected: str) -> None:
+    assert any(expected in warning for warning in warnings("version: 0.2\n" + text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["line 1, column 1: the buildspec is empty"]),
+        ("# only a remark\n", ["is empty"]),
+        ("- a\n- b\n", ["is not a mapping"]),
+        ("just words", ["is not a mapping"]),
+        ("phases:\n  build:\n    commands: [a]\n", ["'version' is missing"]),
+        (MINIMAL.replace("0.2", "0.20"), ["version 0.20 is not known (write 'version: 0.2')"]),
+        (
+            "version: 0.2\nphase:\n  build: {}\n",
+            ["'phases' is missing", "line 2, column 1: 'phase' is not known", "did you mean phases?"],
+        ),
+        ("version: 0.2\nphases:\n  deploy:\n    commands: [a]\n", ["'deploy' is not known in phases"]),
+        ("version: 0.2\nphases:\n  build:\n    comands: [a]\n", ["line 4, column 5: 'comands'", "did you mean commands?"]),
+        (
+            "version: 0.2\nphases:\n  build:\n    runtime_versions: {a: 1}\n    commands: [a]\n",
+            ["did you mean runtime-versions?"],
+        ),
+        ("version: 0.2\nphases:\n  build: [a]\n", ["phase build is a list"]),
+        ("version: 0.2\nphases:\n  build: {finally: [a]}\n", ["phase build has no 'commands'"]),
+        ("version: 0.2\nphases: {}\n", ["no phase has anything to do"]),
+        (MINIMAL + "      - echo foo: bar\n", ["Expected Commands[1] to be of string type", "quote the whole command"]),
+        (MINIMAL + "      - [a, b]\n", ["commands[1] is a list"]),
+        (MINIMAL + "    on-failure: MAYBE\n", ["on-failure 'MAYBE' is not known", "ABORT, CONTINUE"]),
+        (MINIMAL + "    on-failure: RETRY-101\n", ["retries 101 times"]),
+        (MINIMAL + "    on-failure: RETRY-(\n", ["regular expression"]),
+        (MINIMAL + "    commands: [again]\n", ["'commands' stands twice in phase build; the first is on line 4"]),
+        (MINIMAL + "env:\n  variables: [A]\n", ["variables is a list, not a mapping"]),
+        (
+            MINIMAL + "env:\n  variables: {1A: x, A-B: y, CODEBUILD_X: z, MILLRACE_Y: z}\n",
+            ["'1A'", "'A-B'", "CODEBUILD_X is reserved", "MILLRACE_Y"],
+        ),
+        (MINIMAL + "env:\n  variables: {A: {b: c}}\n", ["A is not a single value"]),
+        (MINIMAL + "env:\n  shell: zsh\n", ["shell 'zsh' is not known"]),
+        (MINIMAL + "artifacts:\n  base-directory: x\n", ["artifacts has no 'files'"]),
+        (MINIMAL + "artifacts:\n  files: ['../../**', 'a[b']\n", ["leaves the source folder", "bracket that is not closed"]),
+        (MINIMAL + "artifacts:\n  files: [a]\n  discard-paths: maybe\n", ["discard-paths is 'maybe'", "yes or no"]),
+        (MINIMAL + "cache:\n  key: k\n", ["cache has no 'paths'"]),
+        (
+            MINIMAL + "cache:\n  paths: [a]\n  action: both\n  fallback-keys: [1, 2, 3, 4, 5, 6]\n",
+            ["6 fallback-keys", "action 'both'"],
+        ),
+        (MINIMAL + "reports:\n  r: {file-format: JUNIT}\n", ["report group r has no 'files'", "did you mean JUNITXML?"]),
+        (MINIMAL + "---\nversion: 0.2\n", ["a second document begins here"]),
+        (MINIMAL + "x: !!python/object:os.system {}\n", ["tag"]),
+        ("version: 0.2\nphases:\n\tbuild: x\n", ["line 3", "tab"]),
+        ("version: 0.2\nphases: {build: {commands: [a\n", ["line"]),
+        ("version: 0.2\nphases:\n  build:\n    commands:\n      - a\x00b\n", ["control character U+0000"]),
+        ("[" * 1000, ["nested deeper than 32"]),
+        ("a: &a [x]\nb: [" + "*a," * 100 + "]\n", ["more than 64 aliases"]),
+        ("version: 0.2\nx: " + "y" * 300_000, ["more than 256 KiB"]),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, expected: list[str]) -> None:
+    said = "\n".join(problems(text))
+    for words in expected:
+        assert words in said, said
+
+
+def test_other_encodings_are_named() -> None:
+    assert "UTF-16" in problems(MINIMAL.encode("utf-16"))[0]
+    assert "not UTF-8" in problems(MINIMAL.encode() + b"# \xff\n")[0]
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
+    said = problems("version: 0.3\nenv:\n  vars: {}\nphases:\n  build:\n    command: [a]\n  bild: {}\nartifact: {}\n")
+    assert [line.split(":")[0] for line in said] == [
+        "line 1, column 10",
+        "line 3, column 3",
+        "line 6, column 5",
+        "line 7, column 3",
+        "line 8, column 1",
+    ]
+
+
+def test_an_alias_bomb_is_refused_quickly() -> None:
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    for above, name in zip("abcdefgh", "bcdefghi", strict=True):
+        bomb += f"{name}: &{name} [" + ", ".join([f"*{above}"] * 9) + "]\n"
+    assert "aliases" in problems("version: 0.2\n" + bomb)[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "inline"),
+    [
+        ("buildspec.yml", False),
+        ("ci/spec.yaml", False),
+        ("arn:aws:s3:::bucket/key.yml", False),
+        ("s3://bucket/key.yml", False),
+        ("version: 0.2", True),
+        ("version: 0.2\nphases: {}", True),
+        ('{"version": 0.2}', True),
+    ],
+)
+def test_inline_text_is_told_from_a_path(value: str, inline: bool) -> None:
+    assert looks_inline(value) is inline
+
+
+@given(st.text() | st.text(alphabet="abc:-[]{}&*!|>'\"\n \t#0.2%@,?") | st.binary())
+@settings(max_examples=400, deadline=None)
+def test_nothing_but_a_bad_buildspec_ever_comes_of_any_text(text: str | bytes) -> None:
+    try:
+        assert isinstance(parse(text), Buildspec)
+    except BadBuildspec as error:
+        assert error.problems
+        assert all(problem.line >= 1 and problem.column >= 1 for problem in error.problems)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["version", "env", "phases", "artifacts", "cache", "reports", "batch", "x"]), _VALUES),
+    st.dictionaries(st.sampled_from(["install", "build", "y"]), _VALUES),
+)
+@settings(max_examples=200, deadline=None)
+def test_any_shape_of_json_is_read_or_refused(top: dict[str, object], phases: dict[str, object]) -> None:
+    import json
+
+    try:
+        parse(json.dumps({"version": "0.2", **top, "phases": {**phases, "build": {"commands": ["a"], **{}}}}))
+    except BadBuildspec as error:
+        assert error.problems
