@@ -1,8 +1,8 @@
 """An engine that runs nothing: for tests, and to rehearse a farm without Docker. Containers live in memory.
 
-It speaks the runner's protocol and understands a few shell words (`fake_shell.py`); any other command is named in the output and
-not run. It writes only where a real container could: into the folders that are mounted read-write. It obeys these variables, given
-to it as a mapping; each build's own environment variables of the same names come first:
+It speaks the runner's protocol and understands a few shell words (`fake_shell.py`); any other command is named in the output
+and not run. It writes only where a real container could: into the folders that are mounted read-write. It obeys these variables,
+given to it as a mapping; each build's own environment variables of the same names come first:
 
   FAKE_EXIT_CODE    status of each command that is not run; 0
   FAKE_SLEEP_S      how long each of them takes; 0
