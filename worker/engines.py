@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from buildenv.fake_engine import FakeEngine
-
 from buildenv.docker_engine import DockerEngine
 from buildenv.engine import Engine
+from buildenv.fake_engine import FakeEngine
 
 
 def make_engine(name: str, docker_host: str | None, environ: Mapping[str, str]) -> Engine:

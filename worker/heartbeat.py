@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 from buildenv.run import StopSignal
-
 from millrace.contract import RenewReply
 from millrace.errors import AttemptFenced, MillraceError
 from millrace.log import get_logger
