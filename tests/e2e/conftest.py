@@ -1,14 +1,22 @@
 """One farm for all scenarios of a test process."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.support.farm import Farm, running_farm
+from tests.support.farm import Farm, running_farm, wait_until
 
 
 @pytest.fixture(scope="session")
-def farm() -> Iterator[Farm]:
-    with running_farm() as up:
+def git_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder below which this farm takes local repositories."""
+    return tmp_path_factory.mktemp("repositories")
+
+
+@pytest.fixture(scope="session")
+def farm(git_root: Path) -> Iterator[Farm]:
+    with running_farm(MILLRACE_GIT_ROOTS=str(git_root)) as up:
         yield up
-        assert up.containers() == []
+        wait_until(lambda: up.containers() == [])
+        assert list((up.home / "data" / "work").glob("*")) == []
