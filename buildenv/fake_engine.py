@@ -98,6 +98,8 @@ class FakeEngine:
         container = self._find(container_id)
         if container is None:
             return ContainerState(running=False, exit_code=None, oom_killed=False)
+        if container.lost.is_set():
+            raise InfraProblem("the fake engine is gone, as FAKE_ENGINE_LOST asks", reason=Reason.ENGINE_LOST)
         running = container.thread.is_alive()
         return ContainerState(
             running=running, exit_code=None if running else container.exit_code, oom_killed=container.oom_killed

@@ -5,7 +5,6 @@ No part outlives the supervisor: the kernel ends them with it (`PR_SET_PDEATHSIG
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import secrets
@@ -24,6 +23,7 @@ from typing import Final
 from millrace.client import Client
 from millrace.errors import Conflict, NotFound, Unavailable
 from millrace.ids import new_secret
+from millrace.locks import held, is_held
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.vocabulary import TokenScope
@@ -68,7 +68,7 @@ def running(settings: Settings) -> Farm | None:
     except (FileNotFoundError, ValueError):
         return None
     farm = Farm(api_url=note["api"], token=token, pid=note["pid"])
-    if not _is_locked(settings.home / "up.lock"):
+    if not is_held(settings.home / "up.lock"):
         return None
     client = Client(farm.api_url, farm.token)
     try:
@@ -113,12 +113,12 @@ def start_detached(settings: Settings, environ: Mapping[str, str], say: Say) -> 
 def stop_detached(settings: Settings) -> bool:
     """Stop the farm of the data folder; False where none runs. Raises Unavailable where it does not stop."""
     lock = settings.home / "up.lock"
-    if not _is_locked(lock):
+    if not is_held(lock):
         return False
     os.kill(int(lock.read_text()), signal.SIGTERM)
     until = time.monotonic() + _STOP_S + 10
     while time.monotonic() < until:
-        if not _is_locked(lock):
+        if not is_held(lock):
             return True
         time.sleep(0.1)
     raise Unavailable(f"the farm in {settings.home} does not stop", hint=f"Its log is {settings.home / 'logs' / 'up.log'}.")
@@ -323,9 +323,9 @@ def _die_with_parent() -> None:
 
 @contextlib.contextmanager
 def _only_one(lock: Path) -> Iterator[None]:
-    with open(lock, "a+") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = stack.enter_context(held(lock))
         except BlockingIOError as error:
             raise Conflict(
                 f"a farm runs already in {lock.parent} (process {lock.read_text()})",
@@ -336,14 +336,3 @@ def _only_one(lock: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def _is_locked(lock: Path) -> bool:
-    try:
-        with open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

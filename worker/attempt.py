@@ -4,7 +4,6 @@ Exit status 0: the API took the attempt's report, or the attempt was fenced and 
 worker that started this process reports for it.
 """
 
-import fcntl
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from millrace import log as logging
 from millrace.contract import FinishReport, LogFooter, PhaseReport
 from millrace.errors import AttemptFenced, MillraceError
 from millrace.ids import uuid_of
+from millrace.locks import held
 from millrace.vocabulary import COMPUTE_TYPES, Reason, Verdict
 from worker.control import AttemptControl
 from worker.engines import make_engine
@@ -155,8 +155,7 @@ def lock_of(workspaces: Path, build_id: str, attempt_no: int) -> Path:
 def alive(lock: Path) -> Iterator[None]:
     """Hold the attempt's lock. The file goes with the attempt."""
     lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with held(lock):
         try:
             yield
         finally:

@@ -4,7 +4,6 @@ An attempt lives as long as its process holds the lock of its workspace. A conta
 which is older than a start takes, belongs to nobody.
 """
 
-import fcntl
 import shutil
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Final
 from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_WORKSPACES, Engine
 from millrace.errors import MillraceError
 from millrace.ids import is_build_id
+from millrace.locks import is_held
 from millrace.log import get_logger
 from worker.attempt import lock_of, workspace_of
 
@@ -65,7 +65,7 @@ class Janitor:
         build_id, attempt_no = labels.get(LABEL_BUILD, ""), labels.get(LABEL_ATTEMPT, "")
         if not is_build_id(build_id) or not attempt_no.isdigit():
             return False
-        return is_locked(lock_of(self._workspaces, build_id, int(attempt_no)))
+        return is_held(lock_of(self._workspaces, build_id, int(attempt_no)))
 
     def _clean_workspaces(self, young_s: float) -> int:
         if not self._workspaces.is_dir():
@@ -76,7 +76,7 @@ class Janitor:
                 if time.time() - entry.stat().st_mtime < young_s:
                     continue
                 lock = entry if entry.suffix == ".lock" else entry.with_name(f"{entry.name}.lock")
-                if is_locked(lock):
+                if is_held(lock):
                     continue
                 if entry.suffix == ".lock":
                     entry.unlink()
@@ -94,15 +94,3 @@ class Janitor:
             return
         except OSError as error:
             log.warning("workspace.not_removed", workspace=workspace.name, why=str(error))
-
-
-def is_locked(lock: Path) -> bool:
-    """True where a living process holds the lock."""
-    try:
-        with open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

@@ -1,0 +1,280 @@
+"""One attempt against the fake engine: what follows from each way to fail, phase by phase."""
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildenv.fake_engine import FakeEngine
+from buildenv.run import Job, Result, StopSignal, run
+from millrace.contract import Claim, Grant, GrantRequest, PhaseReport
+from millrace.errors import AttemptFenced, InfraProblem
+from millrace.project import BuildSettings
+from millrace.vocabulary import PhaseType, Reason, StatusType, Verdict
+
+HEAD = "version: 0.2\nphases:\n"
+BUILD_ID = "demo:00000001-0000-4000-8000-000000000001"
+
+
+class Recorder:
+    """A sink and a depot in one; `fence_at` raises AttemptFenced at the beginning of that phase."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.phases: dict[PhaseType, PhaseReport] = {}
+        self.order: list[PhaseType] = []
+        self.text = b""
+        self.marks: list[str] = []
+        self.uploaded: dict[str, bytes] = {}
+        self.fence_at: PhaseType | None = None
+        self.store_away = False
+        self.on_log: Any = None
+
+    def phase(self, report: PhaseReport) -> None:
+        if report.phase_type is self.fence_at:
+            raise AttemptFenced("another holds it")
+        if report.phase_type not in self.phases:
+            self.order.append(report.phase_type)
+        self.phases[report.phase_type] = report
+
+    def log(self, data: bytes) -> None:
+        self.text += data
+        if self.on_log is not None:
+            self.on_log(self.text)
+
+    def mark(self, name: str) -> None:
+        self.marks.append(name)
+
+    def mark_again(self, name: str) -> None:
+        self.marks.append(name)
+
+    def grant(self, request: GrantRequest) -> Grant:
+        return Grant(method="PUT", url="/x", key=f"artifacts/{request.name}", expires_in_s=60)
+
+    def upload(self, grant: Grant, path: Path, sha256: str) -> None:
+        if self.store_away:
+            raise InfraProblem("the object store is away", reason=Reason.STORAGE)
+        self.uploaded[grant.key] = path.read_bytes()
+
+    def download(self, grant: Grant, path: Path) -> None:
+        raise AssertionError("nothing to download")
+
+    def statuses(self) -> dict[str, str | None]:
+        return {name.value: report.status.value if report.status else None for name, report in self.phases.items()}
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    return Recorder(tmp_path)
+
+
+def job(tmp_path: Path, spec: str, deadline_in_s: float = 60, **settings: Any) -> Job:
+    wanted = BuildSettings.model_validate(
+        {
+            "projectName": "demo",
+            "source": {"type": "NO_SOURCE", "buildspec": spec},
+            "artifacts": {"type": "S3", "packaging": "ZIP"},
+            "environment": {"type": "LINUX_CONTAINER", "image": "some/image:1", "computeType": "BUILD_GENERAL1_SMALL"},
+            **settings,
+        }
+    )
+    claim = Claim(
+        build_id=BUILD_ID,
+        build_arn="arn",
+        build_number=7,
+        attempt_no=1,
+        token="t",
+        lease_ttl_s=30,
+        renew_every_s=10,
+        self_fence_s=25,
+        deadline_in_s=deadline_in_s,
+        submitted_at_ms=1,
+        initiator="tests",
+        region="us-east-1",
+        settings=wanted,
+    )
+    return Job(
+        claim=claim,
+        workspace=tmp_path / "work",
+        labels={},
+        cpus=1,
+        memory_bytes=1024**3,
+        pids=100,
+        network="none",
+        ca_bundle=None,
+        git_roots=(),
+        max_artifact_bytes=10**6,
+    )
+
+
+def carried(
+    tmp_path: Path,
+    recorder: Recorder,
+    spec: str,
+    *,
+    fake: Mapping[str, str] | None = None,
+    stop: StopSignal | None = None,
+    **more: Any,
+) -> Result:
+    engine = FakeEngine(fake or {})
+    result = run(job(tmp_path, spec, **more), engine, recorder, recorder, stop or StopSignal())
+    assert not (tmp_path / "work").exists()
+    assert list(engine.leftovers({})) == []
+    return result
+
+
+def test_a_build_that_succeeds_goes_through_all_phases(tmp_path: Path, recorder: Recorder) -> None:
+    result = carried(tmp_path, recorder, HEAD + "  build:\n    commands:\n      - echo hello\n")
+    assert (result.verdict, result.reason, result.exit_code) == (Verdict.SUCCEEDED, Reason.SUCCEEDED, None)
+    names = ["PROVISIONING", "DOWNLOAD_SOURCE", "INSTALL", "PRE_BUILD", "BUILD", "POST_BUILD", "UPLOAD_ARTIFACTS", "FINALIZING"]
+    assert [phase.value for phase in recorder.order] == names
+    assert set(recorder.statuses().values()) == {"SUCCEEDED"}
+    assert b"hello\n\n[Container] " in recorder.text
+    assert recorder.marks[:5] == ["source_ready", "container_ready", "first_command", "first_output", "last_command"]
+
+
+@pytest.mark.parametrize(
+    ("phases", "statuses", "code"),
+    [
+        (
+            "  install:\n    commands: [exit 2]\n  build:\n    commands: [echo b]\n",
+            {"INSTALL": "FAILED", "FINALIZING": "SUCCEEDED"},
+            2,
+        ),
+        ("  pre_build:\n    commands: [exit 3]\n", {"INSTALL": "SUCCEEDED", "PRE_BUILD": "FAILED", "FINALIZING": "SUCCEEDED"}, 3),
+        (
+            "  build:\n    commands: [exit 4]\n  post_build:\n    commands: [exit 5]\n",
+            {"BUILD": "FAILED", "POST_BUILD": "FAILED", "UPLOAD_ARTIFACTS": "SUCCEEDED", "FINALIZING": "SUCCEEDED"},
+            4,
+        ),
+        (
+            "  post_build:\n    commands: [echo a]\n    finally: [exit 6]\n",
+            {"POST_BUILD": "FAILED", "UPLOAD_ARTIFACTS": "SUCCEEDED"},
+            6,
+        ),
+        ("  build:\n    on-failure: ABORT\n    commands: [exit 7]\n", {"BUILD": "FAILED", "FINALIZING": "SUCCEEDED"}, 7),
+    ],
+)
+def test_what_runs_after_a_failed_phase(
+    tmp_path: Path, recorder: Recorder, phases: str, statuses: dict[str, str], code: int
+) -> None:
+    result = carried(tmp_path, recorder, HEAD + phases)
+    assert (result.verdict, result.reason, result.exit_code) == (Verdict.FAILED, Reason.EXIT_CODE, code)
+    seen = recorder.statuses()
+    assert {name: seen.get(name) for name in statuses} == statuses
+    failed = [phase.value for phase in recorder.order].index(next(name for name in seen if seen[name] == "FAILED"))
+    assert len(recorder.order) - failed - 1 == len([name for name in list(seen)[failed + 1 :]])
+    context = next(report.contexts[0] for report in recorder.phases.values() if report.status is StatusType.FAILED)
+    assert context.status_code == "COMMAND_EXECUTION_ERROR"
+    assert context.message == f"Error while executing command: exit {code}. Reason: exit status {code}"
+
+
+def test_continue_leaves_the_build_unharmed(tmp_path: Path, recorder: Recorder) -> None:
+    spec = (
+        HEAD
+        + "  install:\n    on-failure: CONTINUE\n    commands: [exit 2]\n"
+        + "  build:\n    commands: [echo $CODEBUILD_BUILD_SUCCEEDING]\n"
+    )
+    result = carried(tmp_path, recorder, spec)
+    assert (result.verdict, result.exit_code) == (Verdict.SUCCEEDED, 2)
+    assert (recorder.statuses()["INSTALL"], b"\n0\n" in recorder.text) == ("FAILED", True)
+
+
+def test_a_broken_buildspec_ends_before_anything_runs(tmp_path: Path, recorder: Recorder) -> None:
+    result = carried(tmp_path, recorder, "version: 0.2\nphase: x\n")
+    assert (result.verdict, result.reason) == (Verdict.FAILED, Reason.BAD_BUILDSPEC)
+    assert recorder.order[-1] is PhaseType.DOWNLOAD_SOURCE
+    assert recorder.phases[PhaseType.DOWNLOAD_SOURCE].contexts[0].status_code == "YAML_FILE_ERROR"
+    assert b"did you mean phases?" in recorder.text
+    assert "container_ready" not in recorder.marks
+
+
+@pytest.mark.parametrize(
+    ("fake", "verdict", "reason", "last"),
+    [
+        ({"FAKE_PULL_FAILS": "not_found"}, Verdict.FAILED, Reason.IMAGE_NOT_FOUND, "PROVISIONING"),
+        ({"FAKE_PULL_FAILS": "unreachable"}, Verdict.FAULT, Reason.IMAGE_PULL, "PROVISIONING"),
+        ({"FAKE_OOM": "1"}, Verdict.FAILED, Reason.OOM, "BUILD"),
+        ({"FAKE_DIES": "1"}, Verdict.FAILED, Reason.KILLED, "BUILD"),
+        ({"FAKE_ENGINE_LOST": "run"}, Verdict.FAULT, Reason.ENGINE_LOST, "BUILD"),
+        ({"FAKE_EXIT_CODE": "9"}, Verdict.FAILED, Reason.EXIT_CODE, "FINALIZING"),
+    ],
+)
+def test_each_fault_has_its_verdict_and_reason(
+    tmp_path: Path, recorder: Recorder, fake: dict[str, str], verdict: Verdict, reason: Reason, last: str
+) -> None:
+    engine = FakeEngine(fake)
+    result = run(job(tmp_path, HEAD + "  build:\n    commands: [make all]\n"), engine, recorder, recorder, StopSignal())
+    assert (result.verdict, result.reason) == (verdict, reason)
+    assert recorder.order[-1].value == last
+    assert all(report.ended_at_ms is not None for report in recorder.phases.values())
+
+
+def test_a_stop_ends_the_phase_without_contexts(tmp_path: Path, recorder: Recorder) -> None:
+    stop = StopSignal()
+    threading.Timer(0.5, stop.set, [Reason.CANCELLED]).start()
+    began = time.monotonic()
+    result = carried(tmp_path, recorder, HEAD + "  build:\n    commands: [make all]\n", fake={"FAKE_SLEEP_S": "60"}, stop=stop)
+    assert time.monotonic() - began < 20
+    assert (result.verdict, result.reason) == (Verdict.STOPPED, Reason.CANCELLED)
+    report = recorder.phases[PhaseType.BUILD]
+    assert (report.status, report.contexts) == (StatusType.STOPPED, ())
+    assert recorder.order[-1] is PhaseType.BUILD
+
+
+@pytest.mark.parametrize("reason", [Reason.WORKER_SHUTDOWN, Reason.WORKER_LOST])
+def test_a_worker_that_leaves_hands_the_build_back(tmp_path: Path, recorder: Recorder, reason: Reason) -> None:
+    stop = StopSignal()
+    stop.set(reason)
+    result = carried(tmp_path, recorder, HEAD + "  build:\n    commands: [make all]\n", stop=stop)
+    assert (result.verdict, result.reason) == (Verdict.HANDED_BACK, reason)
+
+
+def test_a_build_over_its_time_is_timed_out(tmp_path: Path, recorder: Recorder) -> None:
+    spec = HEAD + "  build:\n    commands: [make all]\n"
+    result = carried(tmp_path, recorder, spec, fake={"FAKE_SLEEP_S": "60"}, deadline_in_s=0.6)
+    assert (result.verdict, result.reason) == (Verdict.TIMED_OUT, Reason.TIMEOUT)
+    report = recorder.phases[PhaseType.BUILD]
+    assert report.status is StatusType.TIMED_OUT
+    assert (report.contexts[0].status_code, report.contexts[0].message) == ("BUILD_TIMED_OUT", "Build has timed out. ")
+
+
+def test_a_fenced_attempt_uploads_nothing_and_cleans_up(tmp_path: Path, recorder: Recorder) -> None:
+    recorder.fence_at = PhaseType.UPLOAD_ARTIFACTS
+    engine = FakeEngine({})
+    with pytest.raises(AttemptFenced):
+        run(job(tmp_path, HEAD + "  build:\n    commands: [echo a]\n"), engine, recorder, recorder, StopSignal())
+    assert recorder.uploaded == {}
+    assert list(engine.leftovers({})) == []
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_upload_that_fails_never_hides_a_commands_exit_code(tmp_path: Path, recorder: Recorder) -> None:
+    spec = HEAD + "  build:\n    commands: [exit 3]\nartifacts:\n  files: [nothing]\n"
+    result = carried(tmp_path, recorder, spec)
+    assert (result.verdict, result.reason, result.exit_code) == (Verdict.FAILED, Reason.EXIT_CODE, 3)
+    assert recorder.statuses()["UPLOAD_ARTIFACTS"] == "FAILED"
+    again = Recorder(tmp_path)
+    result = carried(tmp_path, again, spec.replace("exit 3", "echo fine"))
+    assert (result.verdict, result.reason) == (Verdict.FAILED, Reason.ARTIFACTS_NOT_FOUND)
+
+
+def test_a_secret_that_cannot_be_had_stops_the_build(tmp_path: Path, recorder: Recorder) -> None:
+    spec = HEAD + "  build:\n    commands: [echo a]\nenv:\n  parameter-store: {TOKEN: /x}\n"
+    result = carried(tmp_path, recorder, spec)
+    assert (result.verdict, result.reason) == (Verdict.FAILED, Reason.SECRET_UNAVAILABLE)
+    assert b"Running command" not in recorder.text
+
+
+def test_what_is_not_acted_on_yet_is_said(tmp_path: Path, recorder: Recorder) -> None:
+    spec = HEAD + "  build:\n    run-as: me\n    on-failure: RETRY\n    commands: [echo a]\n"
+    carried(tmp_path, recorder, spec + "cache:\n  paths: [a]\nreports:\n  r: {files: [a]}\n")
+    for words in (
+        b"cache in the buildspec",
+        b"reports in the buildspec",
+        b"run-as in the buildspec",
+        b"on-failure RETRY in the buildspec",
+    ):
+        assert words in recorder.text
