@@ -1,6 +1,7 @@
 """What an attempt reports while it runs: phases and log chunks. Everything is fenced by attempt and token."""
 
 import hashlib
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -10,13 +11,24 @@ from millrace.errors import Conflict, InvalidInput, TooLarge
 from millrace.project import BuildSettings
 from millrace.vocabulary import BuildState, PhaseType
 from scheduler.db import Database
-from scheduler.lifecycle import apply, held
+from scheduler.lifecycle import apply, held, plain
 from scheduler.models import Attempt, Build, LogChunk, Phase
 from scheduler.states import BuildEvent
 
+_FARMS_OWN: Final = frozenset({PhaseType.SUBMITTED, PhaseType.QUEUED, PhaseType.COMPLETED})
+"""Phases that the farm tells from the build's own times; no worker reports them."""
+MAX_LOG_BYTES: Final = 1024**3
+"""How long an attempt's log may be: it lies in the database while the build runs. What is beyond is refused, and the log
+marked as incomplete."""
+
 
 def record_phase(db: Database, build_id: str, attempt_no: int, token_hash: str, report: PhaseReport) -> None:
-    """Write down that a phase began or ended. The first one starts the build; FINALIZING makes it FINALIZING."""
+    """Write down that a phase began or ended. The first one starts the build; FINALIZING makes it FINALIZING.
+
+    Raises AttemptFenced, InvalidInput for a phase that is not the worker's to report.
+    """
+    if report.phase_type in _FARMS_OWN:
+        raise InvalidInput(f"the phase {report.phase_type} is told by the farm, not by a worker")
 
     def work(session: Session) -> None:
         build, _attempt = held(session, build_id, attempt_no, token_hash)
@@ -35,7 +47,7 @@ def record_phase(db: Database, build_id: str, attempt_no: int, token_hash: str, 
         phase.status = report.status.value if report.status else None
         phase.contexts = [context.model_dump(by_alias=True) for context in report.contexts]
         if report.resolved_source_version:
-            build.resolved_source_version = report.resolved_source_version
+            build.resolved_source_version = plain(report.resolved_source_version)[:256]
 
     db.run(work)
 
@@ -43,7 +55,10 @@ def record_phase(db: Database, build_id: str, attempt_no: int, token_hash: str, 
 def store_log(
     db: Database, build_id: str, attempt_no: int, token_hash: str, *, seq: int, offset: int, data: bytes, sha256: str
 ) -> None:
-    """Keep one chunk of the log. The same chunk twice is fine; a gap or other bytes under the same number are a Conflict."""
+    """Keep one chunk of the log. The same chunk twice is fine; a gap or other bytes under the same number are a Conflict.
+
+    Raises AttemptFenced, InvalidInput for an empty or damaged chunk, TooLarge for a chunk or log over its limit.
+    """
     if len(data) > MAX_LOG_CHUNK_BYTES:
         raise TooLarge(f"a log chunk has at most {MAX_LOG_CHUNK_BYTES} bytes, this one has {len(data)}")
     if not data:
@@ -63,6 +78,8 @@ def store_log(
                 f"log chunk {seq} at offset {offset} leaves a gap: "
                 f"chunk {attempt.log_chunks} at offset {attempt.log_bytes} is next"
             )
+        if offset + len(data) > MAX_LOG_BYTES:
+            raise TooLarge(f"a log has at most {MAX_LOG_BYTES} bytes", hint="Write less to the log, or keep it as an artifact.")
         session.add(
             LogChunk(build_id=build_id, attempt_no=attempt_no, seq=seq, offset=offset, size=len(data), sha256=sha256, data=data)
         )

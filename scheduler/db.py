@@ -15,22 +15,36 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from millrace.errors import MillraceError, Unavailable
+from millrace.errors import InvalidInput, MillraceError, Unavailable
 from millrace.log import get_logger
 
 log = get_logger(__name__)
 T = TypeVar("T")
 _TRIES = 5
+_PATIENCE_S = 10.0
+"""How long a transaction is tried again; one try may itself wait as long as the database lets it wait for a lock."""
 _READ_ONLY = "millrace_read_only"
 _MIGRATION_LOCK = 0x4D696C6C  # any number that only we use
 _migrating = threading.Lock()
+
+
+_POSTGRESQL = {
+    "connect_timeout": 5,
+    # A process of ours that was frozen inside a transaction loses it, and with it the locks that all others wait for.
+    "options": "-c statement_timeout=30000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=20000",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25000,
+}
 
 
 class now_ms(FunctionElement[int]):
@@ -67,7 +81,7 @@ class Database:
             if parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.engine = sa.create_engine(
-                url, connect_args={"timeout": 10, "check_same_thread": False}, pool_size=20, max_overflow=60
+                url, connect_args={"timeout": 5, "check_same_thread": False}, pool_size=20, max_overflow=60
             )
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
@@ -77,39 +91,42 @@ class Database:
                 pool_size=10,
                 max_overflow=60,
                 pool_pre_ping=True,
-                connect_args={"connect_timeout": 5, "options": "-c statement_timeout=30000 -c lock_timeout=10000"},
+                connect_args=_POSTGRESQL,
             )
         self._reader = self.engine.execution_options(**{_READ_ONLY: True})
+        if not self.is_sqlite:  # a reader's statements all see one moment, as they do on SQLite
+            self._reader = self._reader.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A writing transaction, committed at the end of the block. Raises Unavailable where the database is away or locked."""
-        try:
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                yield session
-        except DBAPIError as error:
-            raise _translated(error) from error
+        with _translating(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A transaction that only reads, and so waits for no writer."""
-        try:
-            with Session(self._reader, expire_on_commit=False) as session, session.begin():
-                yield session
-        except DBAPIError as error:
-            raise _translated(error) from error
+        """A transaction that only reads, and so waits for no writer. All of it sees the records of one moment."""
+        with _translating(), Session(self._reader, expire_on_commit=False) as session, session.begin():
+            yield session
 
     def run(self, work: Callable[[Session], T]) -> T:
-        """`work` in a writing transaction; tried again a few times where the database asks for that. `work` may run twice."""
-        for attempt in range(1, _TRIES + 1):
+        """`work` in a writing transaction; tried again a few times where the database asks for that. `work` may run twice.
+
+        Raises Unavailable where the database is away or stays locked, InvalidInput for a value that it cannot hold.
+        """
+        give_up = time.monotonic() + _PATIENCE_S
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                with _translating(), Session(self.engine, expire_on_commit=False) as session, session.begin():
                     return work(session)
-            except DBAPIError as error:
-                if not _worth_another_try(error) or attempt == _TRIES:
-                    raise _translated(error) from error
+            except Unavailable as error:
+                if not isinstance(error.__cause__, DBAPIError) or not _worth_another_try(error.__cause__):
+                    raise
+                if attempt == _TRIES or time.monotonic() > give_up:
+                    raise
                 time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311  # jitter, not a secret
-        raise AssertionError("unreachable")
 
     def check(self) -> None:
         """Raises Unavailable unless the database answers."""
@@ -118,23 +135,17 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema up to this release. Two starters at once are safe; a schema of a later release is refused."""
-        try:
-            with _migrating, self._alone() as connection:
-                config = _alembic()
-                config.attributes["connection"] = connection
-                self._refuse_newer(connection, config)
-                command.upgrade(config, "head")
-        except DBAPIError as error:
-            raise _translated(error) from error
+        with _translating(), _migrating, self._alone() as connection:
+            config = _alembic()
+            config.attributes["connection"] = connection
+            self._refuse_newer(connection, config)
+            command.upgrade(config, "head")
 
     def require_schema(self) -> None:
         """Raises OldSchema unless the database has exactly this release's schema."""
         head = ScriptDirectory.from_config(_alembic()).get_current_head()
-        try:
-            with self._reader.connect() as connection:
-                current = MigrationContext.configure(connection).get_current_revision()
-        except DBAPIError as error:
-            raise _translated(error) from error
+        with _translating(), self._reader.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
         if current != head:
             raise OldSchema(
                 f"the database's schema is {current or 'empty'}, this release needs {head}", hint="Run 'millrace migrate'."
@@ -151,6 +162,7 @@ class Database:
             if not self.is_sqlite:
                 connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
                 connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+                connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             yield connection
 
@@ -177,7 +189,7 @@ def _alembic() -> Config:
 def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves, so that writers can say IMMEDIATE
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -193,9 +205,25 @@ def _worth_another_try(error: DBAPIError) -> bool:
     return state in ("40001", "40P01", "55P03") or "database is locked" in str(error.orig)
 
 
-def _translated(error: DBAPIError) -> Exception:
-    if isinstance(error, OperationalError) or error.connection_invalidated or _worth_another_try(error):
-        return Unavailable(
-            f"the database does not answer: {str(error.orig).strip().splitlines()[0]}", hint="Try again in a few seconds."
-        )
-    return error
+@contextmanager
+def _translating() -> Iterator[None]:
+    """The database's errors as ours."""
+    try:
+        yield
+    except (DataError, OverflowError) as error:  # OverflowError: how SQLite's driver says it
+        raise InvalidInput(f"the database cannot hold a value of this request: {_first_line(error)}") from error
+    except DBAPIError as error:
+        if isinstance(error, OperationalError) or error.connection_invalidated or _worth_another_try(error):
+            raise _away(error) from error
+        raise
+    except PoolTimeout as error:
+        raise _away(error) from error
+
+
+def _away(error: Exception) -> Unavailable:
+    return Unavailable(f"the database does not answer: {_first_line(error)}", hint="Try again in a few seconds.")
+
+
+def _first_line(error: Exception) -> str:
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    return (str(origin).strip().splitlines() or [type(origin).__name__])[0]

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 from pydantic import ValidationError
@@ -19,6 +21,7 @@ from scheduler.lifecycle import put_bell
 from scheduler.models import Build, Idempotency, Project
 
 log = get_logger(__name__)
+_FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,11 @@ def _fleet(wanted: BuildSettings) -> str:
     arn = wanted.environment.fleet.fleet_arn if wanted.environment.fleet else None
     if not arn:
         return "default"
-    return arn.rpartition("fleet/")[2].partition(":")[0] if arn.startswith("arn:") else arn
+    name = arn.rpartition("fleet/")[2].partition(":")[0] if arn.startswith("arn:") else arn
+    if _FLEET_NAME.fullmatch(name) is None:
+        what = "is neither the ARN nor the name of a fleet; a name has at most 100 letters, digits, hyphens, dots and underscores"
+        raise InvalidInput(f"{arn[:100]!r} {what}", fields=[FieldProblem(field="environment.fleet.fleetArn", what=what)])
+    return name
 
 
 def _again(session: Session, known: Idempotency, digest: str) -> Submitted:

@@ -7,9 +7,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from millrace.contract import Claim, ClaimRequest, RenewReply
-from millrace.errors import InvalidInput
+from millrace.contract import PROTOCOL, Claim, ClaimRequest, RenewReply
+from millrace.errors import Conflict, InvalidInput
 from millrace.ids import new_secret
+from millrace.log import get_logger
 from millrace.project import BuildSettings
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, Reason, Verdict
@@ -18,9 +19,12 @@ from scheduler.lifecycle import apply, end_attempt, give_back, held
 from scheduler.models import Attempt, Build, Project, Worker
 from scheduler.states import HELD, BuildEvent
 
+log = get_logger(__name__)
 _CLAIM_LOCK: Final = 0x436C616D
 DEADLINE_GRACE_MS: Final = 60_000
 """How long after a build's deadline its worker may still report before the farm ends the build itself."""
+STOP_GRACE_MS: Final = 180_000
+"""How long a worker has to end a build that it was told to stop, before the farm ends it and fences the worker."""
 _HELD_NAMES: Final = tuple(state.value for state in HELD)
 
 
@@ -39,9 +43,9 @@ def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | No
 
     Best is: highest priority, then the project with the fewest builds running, then the longest wait.
     """
-    if request.protocol != 1:
+    if request.protocol != PROTOCOL:
         raise InvalidInput(
-            f"worker {request.worker_id} speaks protocol {request.protocol}, this farm speaks 1",
+            f"worker {request.worker_id} speaks protocol {request.protocol}, this farm speaks {PROTOCOL}",
             hint="Run workers of the same release as the API, or the one before it.",
         )
 
@@ -83,7 +87,6 @@ def _take(session: Session, build: Build, worker_id: str, settings: Settings) ->
     apply(session, build, BuildEvent.CLAIMED)
     wanted = BuildSettings.model_validate(build.settings)
     token = new_secret("att")
-    build.attempt_no += 1
     build.lease_owner = worker_id
     build.lease_expires_ms = now + int(settings.lease_ttl_s * 1000)
     build.first_claimed_ms = build.first_claimed_ms or now
@@ -117,7 +120,7 @@ def _see_worker(session: Session, request: ClaimRequest) -> None:
     if worker is None:
         worker = Worker(id=request.worker_id, first_seen_ms=now)
         session.add(worker)
-    worker.fleet, worker.version = request.fleet, request.version
+    worker.fleet, worker.version = request.fleet, request.version[:50]
     worker.slots, worker.free_slots, worker.last_seen_ms = request.slots, request.free_slots, now
     session.flush()
 
@@ -154,7 +157,7 @@ def _lost(session: Session, build: Build) -> None:
 
 
 def enforce_deadlines(db: Database) -> list[str]:
-    """End what waited or ran too long: queue time-outs, and builds whose worker did not end them after their deadline."""
+    """End what waited or ran too long, or would not stop: queue time-outs, and builds that their worker did not end in time."""
     queued = _end_each(
         db,
         sa.and_(Build.state == BuildState.QUEUED.value, Build.queue_deadline_ms < now_ms()),
@@ -171,7 +174,18 @@ def enforce_deadlines(db: Database) -> list[str]:
         sa.and_(Build.state.in_(_HELD_NAMES), Build.deadline_ms + DEADLINE_GRACE_MS < now_ms()),
         _overdue,
     )
-    return queued + running
+    stopping = _end_each(
+        db,
+        sa.and_(Build.state.in_(_HELD_NAMES), Build.cancel_requested_ms + STOP_GRACE_MS < now_ms()),
+        _unheard,
+    )
+    return queued + running + stopping
+
+
+def _unheard(session: Session, build: Build) -> None:
+    message = "stopped on request; its worker did not answer to that"
+    end_attempt(session, build, Verdict.STOPPED, Reason.CANCELLED, message)
+    apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message=message)
 
 
 def _overdue(session: Session, build: Build) -> None:
@@ -199,6 +213,9 @@ def _end_each(db: Database, due: sa.ColumnElement[bool], end: Callable[[Session,
             end(session, build)
             return True
 
-        if db.run(work):
-            ended.append(build_id)
+        try:
+            if db.run(work):
+                ended.append(build_id)
+        except Conflict as error:
+            log.error("build.not_ended", build_id=build_id, why=error.message)
     return ended

@@ -11,7 +11,7 @@ from millrace.contract import FinishReport
 from millrace.errors import AttemptFenced, InvalidInput
 from millrace.ids import staging_prefix
 from millrace.log import get_logger
-from millrace.vocabulary import BuildState, Reason, Verdict
+from millrace.vocabulary import BuildState, Reason, StatusType, Verdict
 from scheduler.db import Database, now_ms
 from scheduler.models import Artifact, Attempt, Build, Event, LogChunk, Outbox, Phase
 from scheduler.states import HELD, TERMINAL, BuildEvent, after
@@ -27,10 +27,23 @@ _UNCHARGED: Final = frozenset({Reason.WORKER_SHUTDOWN})
 """Reasons for which an attempt does not count against the build's cap: nobody's fault, and sure to pass."""
 _NEVER_AGAIN: Final = frozenset({Reason.BUG})
 """Reasons of ours that a second attempt would only meet again."""
+_FREE_RETURNS: Final = 20
+"""So many attempts of one build may end uncharged; then they count, as a build that never ends is worse than one that faults."""
+_OURS: Final = frozenset(reason for reason in Reason if reason.startswith(("infra.", "internal.")))
+_REASONS: Final[dict[Verdict, frozenset[Reason]]] = {
+    Verdict.SUCCEEDED: frozenset({Reason.SUCCEEDED}),
+    Verdict.FAILED: frozenset(r for r in Reason if r.startswith("user.")) - {Reason.TIMEOUT, Reason.CANCELLED},
+    Verdict.TIMED_OUT: frozenset({Reason.TIMEOUT}),
+    Verdict.STOPPED: frozenset({Reason.CANCELLED}),
+    Verdict.FAULT: _OURS,
+    Verdict.HANDED_BACK: _OURS,
+}
+"""Which Reasons a verdict may have, so that FAILED stays the user's and FAULT ours."""
+_MAX_VERSION_CHARS: Final = 256
 
 
 def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason | None = None, message: str = "") -> None:
-    """Move `build` (read in this session) by `event`. A terminal move needs a `reason`.
+    """Move `build` (read in this session) by `event`. A terminal move needs a `reason`; CLAIMED begins the next attempt.
 
     Raises IllegalTransition where the table knows no such move, AttemptFenced where another moved it meanwhile.
     """
@@ -48,8 +61,11 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
             "lease_owner": None,
             "lease_expires_ms": None,
         }
-    elif event is BuildEvent.REQUEUED:
-        values |= {"lease_owner": None, "lease_expires_ms": None, "queued_ms": at_ms}
+    elif event is BuildEvent.CLAIMED:
+        values |= {"attempt_no": build.attempt_no + 1}
+    elif event is BuildEvent.REQUEUED:  # it waits anew, and so has its whole queue time-out again
+        waits_ms = int(build.settings["queuedTimeoutInMinutes"]) * 60_000
+        values |= {"lease_owner": None, "lease_expires_ms": None, "queued_ms": at_ms, "queue_deadline_ms": at_ms + waits_ms}
     moved = session.execute(
         sa.update(Build)
         .where(Build.id == build.id, Build.state == before.value, Build.attempt_no == build.attempt_no)
@@ -85,12 +101,17 @@ def end_attempt(session: Session, build: Build, verdict: Verdict, reason: Reason
         return attempt
     at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
     attempt.ended_ms, attempt.verdict, attempt.reason, attempt.message = at_ms, verdict.value, reason.value, message
-    session.execute(
-        sa.update(Phase)
-        .where(Phase.build_id == build.id, Phase.attempt_no == build.attempt_no, Phase.ended_ms.is_(None))
-        .where(Phase.phase_type != "COMPLETED")
-        .values(ended_ms=at_ms, duration_ms=at_ms - Phase.started_ms, status="STOPPED" if verdict is Verdict.STOPPED else "FAULT")
+    status = StatusType.FAULT if verdict is Verdict.HANDED_BACK else StatusType(verdict.value)
+    context = {"statusCode": "INTERNAL_SERVICE_ERROR", "message": message} if status is StatusType.FAULT else None
+    still_open = sa.select(Phase).where(
+        Phase.build_id == build.id, Phase.attempt_no == build.attempt_no, Phase.ended_ms.is_(None)
     )
+    for phase in session.scalars(still_open):
+        phase.ended_ms = max(at_ms, phase.started_ms)  # the beginning is by the worker's clock
+        phase.duration_ms = phase.ended_ms - phase.started_ms
+        phase.status = status.value
+        phase.contexts = [context or {"statusCode": "", "message": ""}]
+    session.flush()
     return attempt
 
 
@@ -99,7 +120,7 @@ def give_back(session: Session, build: Build, reason: Reason, message: str) -> N
     if build.cancel_requested_ms is not None:
         apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped on request")
         return
-    if reason not in _UNCHARGED:
+    if reason not in _UNCHARGED or build.attempt_no - build.faults > _FREE_RETURNS:
         build.faults += 1
         session.flush()
     if reason not in _NEVER_AGAIN and build.faults < build.max_attempts:
@@ -109,13 +130,18 @@ def give_back(session: Session, build: Build, reason: Reason, message: str) -> N
     apply(session, build, BuildEvent.FAULTED, reason=reason, message=message)
 
 
+def bell_key(build_id: str, attempt_no: int) -> str:
+    """The outbox key of the bell for a build that waits after `attempt_no` attempts."""
+    return f"bell/{build_id}/{attempt_no}"
+
+
 def put_bell(session: Session, build: Build) -> None:
     """Leave word that `build` waits, to be told to its fleet after the commit."""
     at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
     session.add(
         Outbox(
             kind="bell",
-            key=f"bell/{build.id}/{build.attempt_no}",
+            key=bell_key(build.id, build.attempt_no),
             payload={"buildId": build.id, "fleet": build.fleet},
             created_ms=at_ms,
             next_try_ms=at_ms,
@@ -126,8 +152,11 @@ def put_bell(session: Session, build: Build) -> None:
 def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report: FinishReport) -> BuildState:
     """Take an attempt's report: verdict, Reason and visible artifacts in one commit. The build's state afterwards.
 
-    The same report twice does nothing the second time. Raises AttemptFenced where the attempt no longer holds the build.
+    The same report twice does nothing the second time. Raises AttemptFenced where the attempt no longer holds the build,
+    InvalidInput where verdict and Reason contradict each other, or an artifact is not this attempt's.
     """
+    if report.reason not in _REASONS[report.verdict]:
+        raise InvalidInput(f"{report.reason} is no reason for an attempt to end {report.verdict}")
     digest = hashlib.sha256(json.dumps(report.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
     foreign = [item.key for item in report.artifacts if not item.key.startswith(staging_prefix(build_id, attempt_no))]
     if foreign:
@@ -149,24 +178,29 @@ def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report
                 stored_bytes=attempt.log_bytes,
             )
         if report.resolved_source_version:
-            build.resolved_source_version = report.resolved_source_version
+            build.resolved_source_version = plain(report.resolved_source_version)[:_MAX_VERSION_CHARS]
         build.marks = {**build.marks, **report.marks}
         build.exit_code = report.exit_code
         session.flush()
-        end_attempt(session, build, report.verdict, report.reason, report.message)
-        _conclude(session, build, report)
+        end_attempt(session, build, report.verdict, report.reason, plain(report.message))
+        _conclude(session, build, report, plain(report.message))
         return BuildState(build.state)
 
     return db.run(work)
 
 
-def _conclude(session: Session, build: Build, report: FinishReport) -> None:
+def plain(text: str) -> str:
+    """`text` as both databases can keep it: PostgreSQL knows no NUL, and neither of them half a surrogate pair."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+def _conclude(session: Session, build: Build, report: FinishReport, message: str) -> None:
     if build.cancel_requested_ms is not None or report.verdict is Verdict.STOPPED:
-        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message=report.message or "stopped on request")
+        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message=message or "stopped on request")
         return
     event = _VERDICT_EVENTS.get(report.verdict)
     if event is None:  # FAULT or HANDED_BACK
-        give_back(session, build, report.reason, report.message)
+        give_back(session, build, report.reason, message)
         return
     if build.state != BuildState.FINALIZING:
         apply(session, build, BuildEvent.FINALIZING)
@@ -181,7 +215,7 @@ def _conclude(session: Session, build: Build, report: FinishReport) -> None:
         )
     build.exported = [variable.model_dump() for variable in report.exported_variables]
     session.flush()
-    apply(session, build, event, reason=report.reason, message=report.message)
+    apply(session, build, event, reason=report.reason, message=message)
 
 
 def request_stop(db: Database, build_id: str) -> bool:
@@ -213,6 +247,8 @@ def held(
 
     Raises AttemptFenced where the attempt is over or was never this one; `finished_with` lets the very report that ended it pass.
     """
+    if not 0 < attempt_no < 2**31 or "\x00" in build_id:
+        raise AttemptFenced("there is no such attempt")
     build = session.get(Build, build_id, with_for_update=True)
     attempt = session.get(Attempt, (build_id, attempt_no))
     if build is None or attempt is None or attempt.token_hash != token_hash:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from millrace.errors import InvalidInput
+from millrace.errors import InfraProblem, InvalidInput
 from millrace.project import BuildSettings
 from millrace.settings import Settings
 from millrace.storage import Store
@@ -308,8 +308,13 @@ def read_log(
             return _join(rows.all(), offset, max_bytes)
     if offset >= attempt.log_bytes:
         return b""
-    with store.open(settings.bucket, attempt.log_key, offset=offset) as body:
-        return body.read(max_bytes)
+    try:
+        with store.open(settings.bucket, attempt.log_key, offset=offset) as body:
+            return body.read(max_bytes)
+    except FileNotFoundError as error:
+        raise InfraProblem(
+            f"the log {attempt.log_key} is not in the object store", reason=Reason.STORAGE, hint="Was it deleted there?"
+        ) from error
 
 
 def _join(rows: Sequence[sa.Row[tuple[int, bytes]]], offset: int, max_bytes: int) -> bytes:
