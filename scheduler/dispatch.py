@@ -2,17 +2,20 @@
 
 import threading
 import time
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from celery import Celery
+from kombu.exceptions import ChannelError
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 
+from millrace.errors import Unavailable
 from millrace.log import get_logger
 from millrace.vocabulary import BuildState
 from scheduler.db import Database, now_ms
+from scheduler.lifecycle import bell_key
 from scheduler.models import Build, Outbox
 
 log = get_logger(__name__)
@@ -29,7 +32,7 @@ def queue_of(fleet: str) -> str:
 
 
 class Bell:
-    """Rings for builds. Never raises, and never blocks for more than about a second."""
+    """Rings for builds. Never raises, and never blocks for more than a second. Safe from several threads, not across a fork."""
 
     def __init__(self, broker_url: str) -> None:
         self._app = Celery("millrace.bell", broker=broker_url, set_as_current=False)
@@ -40,8 +43,8 @@ class Bell:
             broker_connection_timeout=1,
             broker_transport_options={
                 "visibility_timeout": 300,
-                "socket_timeout": 1,
-                "socket_connect_timeout": 1,
+                "socket_timeout": 0.8,
+                "socket_connect_timeout": 0.5,
                 "health_check_interval": 10,
                 "max_retries": 0,
             },
@@ -51,47 +54,71 @@ class Bell:
 
     def ring(self, build_id: str, fleet: str) -> bool:
         """Wake a worker of `fleet`; False where the broker did not take the message."""
-        with self._lock:
-            if time.monotonic() < self._quiet_until:
-                return False
+        if self._quiet():
+            return False
         try:
             self._app.send_task(TASK, args=[build_id], queue=queue_of(fleet), retry=False, ignore_result=True)
         except (BrokerError, RedisError, OSError) as error:
-            with self._lock:
-                self._quiet_until = time.monotonic() + QUIET_S
-            log.warning("bell.failed", build_id=build_id, fleet=fleet, why=str(error))
+            self._failed(fleet, error)
             return False
         return True
+
+    def is_heard(self, fleet: str) -> bool:
+        """False where messages to `fleet` lie unread: ringing once more would only make their heap higher."""
+        if self._quiet():
+            return True
+        try:
+            with self._app.connection_for_write(connect_timeout=0.5) as connection:
+                channel: Any = connection.default_channel  # its published types lack what every channel has
+                return bool(channel.queue_declare(queue_of(fleet), passive=True).message_count == 0)
+        except ChannelError:
+            return True  # Redis keeps no empty queue
+        except (BrokerError, RedisError, OSError) as error:
+            self._failed(fleet, error)
+            return True
 
     def check(self) -> str | None:
         """None where the broker answers, else what is wrong."""
         try:
-            with self._app.connection_for_write(connect_timeout=1) as connection:
-                connection.ensure_connection(max_retries=1, timeout=1)
+            with self._app.connection_for_write(connect_timeout=0.5) as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=1)
         except (BrokerError, RedisError, OSError) as error:
             return str(error) or type(error).__name__
         return None
 
+    def _quiet(self) -> bool:
+        with self._lock:
+            return time.monotonic() < self._quiet_until
+
+    def _failed(self, fleet: str, error: Exception) -> None:
+        with self._lock:
+            self._quiet_until = time.monotonic() + QUIET_S
+        log.warning("bell.failed", fleet=fleet, why=str(error) or type(error).__name__)
+
 
 def ring_now(db: Database, bell: Bell, build_id: str, fleet: str) -> None:
-    """Ring right after the commit that queued a build; what fails here the scheduler rings later."""
-    if bell.ring(build_id, fleet):
-        _mark_sent(db, build_id)
+    """Ring right after the commit that queued a new build. Never raises: the build is accepted; what fails here is made up for
+    by the scheduler.
+    """
+    if not bell.ring(build_id, fleet):
+        return
 
-
-def _mark_sent(db: Database, build_id: str) -> None:
     def work(session: Session) -> None:
         session.execute(
-            sa.update(Outbox)
-            .where(Outbox.kind == "bell", Outbox.key.like(f"bell/{build_id}/%"), Outbox.sent_ms.is_(None))
-            .values(sent_ms=now_ms())
+            sa.update(Outbox).where(Outbox.key == bell_key(build_id, 0), Outbox.sent_ms.is_(None)).values(sent_ms=now_ms())
         )
 
-    db.run(work)
+    try:
+        db.run(work)
+    except Unavailable as error:
+        log.warning("outbox.not_marked", build_id=build_id, why=error.message)
 
 
 def relay(db: Database, bell: Bell) -> int:
-    """Send what the outbox still holds, and ring again for builds that wait too long. How many messages went out."""
+    """Send what the outbox still holds, and ring again for builds that wait too long. How many messages went out.
+
+    Where the broker is away, the rest waits for the next round.
+    """
     with db.reading() as session:
         due = session.scalars(
             sa.select(Outbox).where(Outbox.sent_ms.is_(None), Outbox.next_try_ms <= now_ms()).order_by(Outbox.id).limit(500)
@@ -104,10 +131,13 @@ def relay(db: Database, bell: Bell) -> int:
     sent = 0
     for row in due:
         done = bell.ring(row.payload["buildId"], row.payload["fleet"])
-        sent += done
         _note(db, row.id, done)
+        if not done:
+            return sent
+        sent += 1
     for fleet, build_id in forgotten:
-        sent += bell.ring(build_id, fleet)
+        if bell.is_heard(fleet) and bell.ring(build_id, fleet):
+            sent += 1
     return sent
 
 
@@ -121,6 +151,6 @@ def _note(db: Database, outbox_id: int, done: bool) -> None:
         if done:
             row.sent_ms = now
         else:
-            row.next_try_ms = now + min(60_000, 1000 * 2 ** min(row.tries, 6))
+            row.next_try_ms = now + min(30_000, 1000 * 2 ** min(row.tries, 5))
 
     db.run(work)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = sa.JSON
 Ms = sa.BigInteger
+_LOG_HERE = sa.text("log_key IS NULL AND log_bytes > 0")
 _AUTO = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
@@ -101,7 +102,10 @@ class Attempt(Base):
     log_complete: Mapped[bool] = mapped_column(default=False)
     log_key: Mapped[str | None] = mapped_column(sa.String(300))
     swept: Mapped[bool] = mapped_column(default=False)
-    __table_args__ = (sa.Index("ix_attempts_ended", "ended_ms"),)
+    __table_args__ = (
+        sa.Index("ix_attempts_log_here", "ended_ms", sqlite_where=_LOG_HERE, postgresql_where=_LOG_HERE),
+        sa.Index("ix_attempts_unswept", "ended_ms", sqlite_where=sa.text("swept = 0"), postgresql_where=sa.text("swept = false")),
+    )
 
 
 class Event(Base):

@@ -3,12 +3,14 @@
 import hashlib
 import threading
 import uuid
+from collections.abc import Callable
 from typing import BinaryIO, Final
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from millrace.errors import InfraProblem, Unavailable
+from millrace.errors import InfraProblem, MillraceError, Unavailable
 from millrace.ids import log_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
@@ -16,7 +18,7 @@ from millrace.storage import Store
 from scheduler import dispatch, leases
 from scheduler.db import Database, now_ms
 from scheduler.lifecycle import forget_log
-from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Outbox
+from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Outbox, Worker
 
 log = get_logger(__name__)
 _DAY_MS: Final = 86_400_000
@@ -35,17 +37,32 @@ class Sweeper:
         """One round. False where another scheduler acts. Raises Unavailable where the database is away."""
         if not self._lead():
             return False
+        self._each(
+            self._take_back_lost,
+            lambda: leases.enforce_deadlines(self._db),
+            lambda: dispatch.relay(self._db, self._bell),
+            self._put_logs_away,
+            self._drop_losers,
+            self._forget_old_rows,
+        )
+        return True
+
+    @staticmethod
+    def _each(*steps: Callable[[], object]) -> None:
+        """Every step, whatever becomes of the one before: what one record has done wrong must not hold up all others."""
+        for step in steps:
+            try:
+                step()
+            except Unavailable:
+                raise
+            except InfraProblem as problem:
+                log.warning("sweep.store_failed", why=problem.message)
+            except (MillraceError, SQLAlchemyError):
+                log.exception("sweep.step_failed")
+
+    def _take_back_lost(self) -> None:
         for build_id in leases.expire(self._db):
             log.warning("lease.expired", build_id=build_id)
-        leases.enforce_deadlines(self._db)
-        dispatch.relay(self._db, self._bell)
-        try:
-            self._put_logs_away()
-            self._drop_losers()
-        except InfraProblem as problem:
-            log.warning("sweep.store_failed", why=problem.message)
-        self._forget_old_rows()
-        return True
 
     def run_forever(self, stop: threading.Event) -> None:
         """Sweep every `sweep_every_s` seconds until `stop`; what fails is logged and tried again in the next round."""
@@ -91,13 +108,20 @@ class Sweeper:
         with self._db.reading() as session:
             ended = session.scalars(
                 sa.select(Attempt)
-                .where(Attempt.ended_ms < now_ms() - _LOG_SETTLES_MS, Attempt.log_key.is_(None), Attempt.log_bytes > 0)
+                .where(Attempt.ended_ms < now_ms() - _LOG_SETTLES_MS)
+                .where(Attempt.log_key.is_(None), Attempt.log_bytes > sa.literal_column("0"))  # as its index says it
                 .limit(50)
             ).all()
+        if ended:
+            self._store.check()
         for attempt in ended:
             key = log_key(attempt.build_id, attempt.attempt_no)
             body = _ChunkReader(self._db, attempt.build_id, attempt.attempt_no)
-            self._store.put(self._settings.bucket, key, _as_file(body), size_bytes=attempt.log_bytes)
+            try:
+                self._store.put(self._settings.bucket, key, _as_file(body), size_bytes=attempt.log_bytes)
+            except InfraProblem as problem:
+                log.warning("log.not_stored", build_id=attempt.build_id, attempt_no=attempt.attempt_no, why=problem.message)
+                continue
             self._now_in_store(attempt, key, body.sha256)
 
     def _now_in_store(self, attempt: Attempt, key: str, sha256: str) -> None:
@@ -119,13 +143,14 @@ class Sweeper:
             Artifact.build_id == Attempt.build_id, Artifact.attempt_no == Attempt.attempt_no
         )
         with self._db.reading() as session:
-            losers = session.execute(
-                sa.select(Attempt.build_id, Attempt.attempt_no)
-                .where(Attempt.ended_ms < now_ms() - _DAY_MS, Attempt.swept.is_(False), ~visible.exists())
-                .limit(50)
+            unseen = session.execute(
+                sa.select(Attempt.build_id, Attempt.attempt_no, visible.exists())
+                .where(Attempt.ended_ms < now_ms() - _DAY_MS, Attempt.swept == sa.false())
+                .limit(200)
             ).all()
-        for build_id, attempt_no in losers:
-            self._store.delete_prefix(self._settings.bucket, staging_prefix(build_id, attempt_no))
+        for build_id, attempt_no, is_visible in unseen:
+            if not is_visible:
+                self._store.delete_prefix(self._settings.bucket, staging_prefix(build_id, attempt_no))
 
             def work(session: Session, build_id: str = build_id, attempt_no: int = attempt_no) -> None:
                 session.execute(
@@ -138,6 +163,7 @@ class Sweeper:
         def work(session: Session) -> None:
             session.execute(sa.delete(Idempotency).where(Idempotency.created_ms < now_ms() - _DAY_MS))
             session.execute(sa.delete(Outbox).where(Outbox.sent_ms < now_ms() - _DAY_MS))
+            session.execute(sa.delete(Worker).where(Worker.last_seen_ms < now_ms() - 7 * _DAY_MS))
 
         self._db.run(work)
 
