@@ -17,6 +17,8 @@ from millrace.errors import BuildProblem
 from millrace.vocabulary import Reason
 
 MAX_FILES: Final = 200_000
+MAX_NAME_BYTES: Final = 900
+"""An object's key has 1024 bytes, and begins with where the attempt's objects lie."""
 _PIECE_BYTES: Final = 1024 * 1024
 Say = Callable[[str], None]
 
@@ -162,6 +164,16 @@ class _Hashed:
 
     def flush(self) -> None:
         self._file.flush()
+
+
+def check_name(name: str) -> None:
+    """Raises BuildProblem for a name that no object can have (S3: object keys, and what terminals and logs can bear)."""
+    if len(name.encode(errors="surrogateescape")) > MAX_NAME_BYTES or any(ord(c) < 32 or ord(c) == 127 for c in name):
+        raise BuildProblem(
+            f"no artifact can be named {name[:80]!r}: it has control characters, or more than {MAX_NAME_BYTES} bytes",
+            reason=Reason.ARTIFACTS_NOT_FOUND,
+            hint="Rename the file, leave it out by 'exclude-paths', or keep the artifacts in one zip.",
+        )
 
 
 def pack_zip(files: Sequence[Found], target: Path, *, max_bytes: int) -> Packed:

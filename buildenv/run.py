@@ -525,6 +525,7 @@ class _Attempt:
 
     def _send(self, packed: artifacts.Packed, name: str, prefix: str, packaging: str, identifier: str | None) -> ArtifactReport:
         self._check_stop()
+        artifacts.check_name(name)
         granted = self._depot.grant(
             GrantRequest(kind="artifact", name=prefix + name, size_bytes=packed.size_bytes, sha256=packed.sha256)
         )

@@ -171,7 +171,8 @@ def _check(answer: httpx.Response) -> None:
         problem = {}
     detail = str(problem.get("detail") or f"the API answered {answer.status_code}")
     for item in problem.get("errors", []):
-        detail += f"\n  {item['field']}: {item['what']}"
+        line = f"{item['field']}: {item['what']}"
+        detail += "" if line in detail else f"\n  {line}"
     hint = str(problem.get("hint", ""))
     kinds: dict[int, type[MillraceError]] = {401: Unauthenticated, 404: NotFound, 502: Unavailable, 503: Unavailable}
     raise kinds.get(answer.status_code, ApiRefused)(detail, hint=hint)

@@ -22,7 +22,16 @@ from millrace.contract import (
     RenewReply,
     RenewRequest,
 )
-from millrace.errors import AttemptFenced, InfraProblem, MillraceError, NotFound, Unauthenticated, Unavailable
+from millrace.errors import (
+    AttemptFenced,
+    BuildProblem,
+    InfraProblem,
+    MillraceError,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
 from millrace.log import get_logger
 from millrace.vocabulary import BuildState, Reason
 
@@ -36,9 +45,13 @@ MOVE_PATIENCE_S: Final = 60.0
 
 
 class Refused(MillraceError):
-    """The API understood a verb and said no: a fault of ours."""
+    """The API understood a verb and said no, with this HTTP status."""
 
     code = "refused"
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status_seen = status
 
 
 class Wire:
@@ -134,6 +147,11 @@ class AttemptControl:
             answer = self._wire.send("POST", f"{self._path}/grant", patience_s=MOVE_PATIENCE_S, **_body(request))
         except Unavailable as error:
             raise InfraProblem(error.message, reason=Reason.STORAGE, status_code="CLIENT_ERROR") from error
+        except Refused as error:
+            reason = Reason.ARTIFACT_TOO_LARGE if error.status_seen == TooLarge.status else Reason.ARTIFACTS_NOT_FOUND
+            raise BuildProblem(
+                f"the farm takes no {request.kind} named {request.name!r}: {error.message}", reason=reason
+            ) from error
         return Grant.model_validate_json(answer.content)
 
     def upload(self, grant: Grant, path: Path, sha256: str) -> None:
@@ -232,4 +250,4 @@ def _checked(answer: httpx.Response) -> httpx.Response:
         code = None
     if code == AttemptFenced.code:
         raise AttemptFenced(detail)
-    raise Refused(f"the API answered {answer.status_code}: {detail}")
+    raise Refused(f"the API answered {answer.status_code}: {detail}", answer.status_code)

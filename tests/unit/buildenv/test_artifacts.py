@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buildenv.artifacts import collect, pack_file, pack_zip
+from buildenv.artifacts import check_name, collect, pack_file, pack_zip
 from buildenv.buildspec import ArtifactsSpec
 from millrace.errors import BuildProblem
 from millrace.vocabulary import Reason
@@ -100,6 +100,13 @@ def test_a_link_is_kept_as_a_link_where_asked(tree: Path, tmp_path: Path) -> Non
         info = archive.getinfo("link")
         assert stat.S_ISLNK(info.external_attr >> 16)
         assert archive.read(info) == b"a.txt"
+
+
+@pytest.mark.parametrize("name", ["nl\nname", "bell\x07", "x" * 901, "del\x7f"])
+def test_a_name_that_no_object_can_have_is_refused(name: str) -> None:
+    with pytest.raises(BuildProblem, match="no artifact can be named"):
+        check_name(name)
+    check_name("dir/a b ünï?#%.txt")
 
 
 def test_too_large_and_changing_files_are_errors_and_never_torn(tree: Path, tmp_path: Path) -> None:
