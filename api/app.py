@@ -1,9 +1,11 @@
 """The application: wiring, nothing else."""
 
+import threading
+
 from flask import Flask
 
 from api import artifacts, attempts, builds, errors, health, logs, objects, projects, uploads
-from api.context import Context
+from api.context import Context, places_for_streams
 from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler.db import Database
@@ -15,7 +17,8 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
     app = Flask("millrace.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the default provider has it
-    app.extensions["millrace"] = Context(settings=settings, db=db, store=store, bell=bell)
+    streams = threading.BoundedSemaphore(places_for_streams(settings.api_threads))
+    app.extensions["millrace"] = Context(settings=settings, db=db, store=store, bell=bell, streams=streams)
     for part in (projects, builds, logs, artifacts, uploads, attempts, objects, health):
         app.register_blueprint(part.blueprint)
     errors.install(app)

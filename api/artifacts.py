@@ -1,19 +1,21 @@
 """Routes of artifacts: list and download, checked while they stream."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 
-from api import render
+from api import bodies, render
 from api.auth import Scope, needs, require_build
 from api.builds import existing
-from api.context import Context, here
-from millrace.errors import NotFound
+from api.context import here
+from millrace.errors import InfraProblem, NotFound
+from millrace.log import get_logger
 from millrace.storage import pieces
 from scheduler.queries import ArtifactRecord
 
+log = get_logger(__name__)
 blueprint = Blueprint("artifacts", __name__, url_prefix="/v1/builds")
 
 
@@ -40,22 +42,22 @@ def download(build_id: str, name: str) -> Response:
             else f"It has: {', '.join(a.name for a in record.artifacts[:10]) or 'none'}."
         )
         raise NotFound(f"build {build_id} has no artifact {name[:200]!r}", hint=hint)
-    context = here()
-    if context.store.stat(context.settings.bucket, item.key) is None:
-        raise NotFound(f"artifact {name!r} is recorded, but no longer in the object store", hint="Build again.")
-    return Response(
-        _body(context, item),
-        content_type="application/octet-stream",
-        headers={
-            "Content-Length": str(item.size_bytes),
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name.rpartition('/')[2], safe='')}",
-            "X-Content-Type-Options": "nosniff",
-            "ETag": f'"{item.sha256}"',
-            "X-Millrace-Sha256": item.sha256,
-        },
-    )
+    try:
+        body, close = bodies.opened(here().settings.bucket, item.key, what=f"artifact {name!r}")
+    except NotFound as error:
+        raise NotFound(f"artifact {name!r} is recorded, but no longer in the object store", hint="Build again.") from error
+    headers = {
+        "Content-Length": str(item.size_bytes),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name.rpartition('/')[2], safe='')}",
+        "ETag": f'"{item.sha256}"',
+        "X-Millrace-Sha256": item.sha256,
+    }
+    return bodies.answer(_checked(body, item, build_id), close, headers)
 
 
-def _body(context: Context, item: ArtifactRecord) -> Iterator[bytes]:
-    with context.store.open(context.settings.bucket, item.key) as body:
+def _checked(body: BinaryIO, item: ArtifactRecord, build_id: str) -> Iterator[bytes]:
+    try:
         yield from pieces(body, sha256=item.sha256, size_bytes=item.size_bytes, what=f"artifact {item.name}")
+    except InfraProblem as error:  # the answer has begun: all that is left is to break it off
+        log.error("artifact.damaged", build_id=build_id, key=item.key, why=error.message)
+        raise

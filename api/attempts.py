@@ -22,11 +22,13 @@ from millrace.errors import InvalidInput, NotFound, RequestError, TooLarge
 from millrace.ids import staging_prefix
 from millrace.project import BuildSettings
 from millrace.vocabulary import SourceType
-from scheduler import attempts, leases, lifecycle
+from scheduler import attempts, leases, lifecycle, queries
 
 blueprint = Blueprint("attempts", __name__, url_prefix="/worker/v1")
 _PUT_S: Final = 900
 _GET_S: Final = 300
+_MAX_REPORT_BYTES: Final = 64 * 1024**2
+"""A report names every artifact, and a build may have many thousands that are stored file by file."""
 
 
 @blueprint.post("/claim")
@@ -63,7 +65,7 @@ def log(build_id: str, attempt_no: int, seq: int) -> dict[str, Any]:
     if request.content_length is not None and request.content_length > MAX_LOG_CHUNK_BYTES:
         raise TooLarge(f"a log chunk has at most {MAX_LOG_CHUNK_BYTES} bytes")
     offset = request.headers.get(LOG_OFFSET_HEADER, "")
-    if not offset.isdigit() or len(offset) > 18:
+    if not (offset.isascii() and offset.isdigit()) or len(offset) > 18:
         raise RequestError(f"the header {LOG_OFFSET_HEADER} is missing or no number")
     attempts.store_log(
         here().db,
@@ -102,7 +104,16 @@ def grant(build_id: str, attempt_no: int) -> Response:
     return _json(granted.model_dump_json(by_alias=True))
 
 
+def _may_read(project: str, key: str) -> bool:
+    """Of the farm's own objects a build reads uploads, and artifacts of its own project; never logs, or what others built."""
+    kind, _, rest = key.partition("/")
+    return kind == "uploads" or (
+        kind == "artifacts" and queries.get_build(here().db, f"{project}:{rest.partition('/')[0]}") is not None
+    )
+
+
 def _source(settings: BuildSettings, wanted: GrantRequest) -> Grant:
+    project = settings.project_name
     own = {
         source.location.removeprefix("arn:aws:s3:::").removeprefix("s3://")
         for source in (settings.source, *settings.secondary_sources)
@@ -114,6 +125,8 @@ def _source(settings: BuildSettings, wanted: GrantRequest) -> Grant:
     if wanted.name not in own:
         raise NotFound(f"{wanted.name[:200]!r} is no source of this build")
     bucket, _, key = wanted.name.partition("/")
+    if bucket == here().settings.bucket and not _may_read(project, key):
+        raise NotFound(f"{wanted.name[:200]!r} is nothing that a build of {project} may read")
     if here().store.stat(bucket, key) is None:
         raise NotFound(f"there is no object {wanted.name!r} in the object store")
     return here().store.presign("GET", bucket, key, expires_in_s=_GET_S)
@@ -123,6 +136,8 @@ def _source(settings: BuildSettings, wanted: GrantRequest) -> Grant:
 @needs(Scope.ATTEMPT)
 def finish(build_id: str, attempt_no: int) -> dict[str, Any]:
     """The attempt is over; the answer says what became of the build."""
+    if attempts.is_token_of(here().db, build_id, attempt_no, attempt_token_hash()):
+        request.max_content_length = max(_MAX_REPORT_BYTES, here().settings.max_body_bytes)
     state = lifecycle.finish(here().db, build_id, attempt_no, attempt_token_hash(), jsonbody.read(FinishReport))
     return {"state": state.value}
 

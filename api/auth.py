@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
-from typing import ParamSpec, TypeVar, cast
+from typing import Final, ParamSpec, TypeVar, cast
 
 from flask import g, request
 
@@ -27,6 +27,13 @@ class Scope(StrEnum):
     ADMIN = "admin"
     WORKER = "worker"
     ATTEMPT = "attempt"
+
+
+_HINTS: Final = {
+    Scope.USER: "Use an admin token, or one made for the project.",
+    Scope.ADMIN: "Use an admin token.",
+    Scope.WORKER: "Use a worker token: 'millrace token create NAME --scope worker'.",
+}
 
 
 def needs(scope: Scope) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -91,5 +98,5 @@ def _admit(scope: Scope) -> None:
         Scope.WORKER: (TokenScope.WORKER,),
     }[scope]
     if who.scope not in allowed:
-        raise Forbidden(f"a token of scope {who.scope} may not do this")
+        raise Forbidden(f"a token of scope {who.scope} may not do this", hint=_HINTS[scope])
     g.principal = who

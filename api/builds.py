@@ -1,13 +1,15 @@
 """Routes of builds: start, look, stop."""
 
-from typing import Any
+from typing import Any, Final
 
 from flask import Blueprint, Response, jsonify, request, url_for
+from pydantic import ValidationError
 
 from api import jsonbody, render
 from api.auth import Scope, needs, principal, require_build, require_project
 from api.context import here
-from api.paging import limit_of
+from api.errors import from_validation
+from api.paging import limit_of, only
 from api.projects import check_sources
 from millrace.errors import InvalidInput, NotFound
 from millrace.project import BuildOverrides, effective
@@ -15,6 +17,14 @@ from millrace.vocabulary import BuildState
 from scheduler import dispatch, intake, lifecycle, projects, queries
 from scheduler.queries import BuildRecord
 
+_OVERRIDES: Final = {
+    "type": "sourceTypeOverride",
+    "location": "sourceLocationOverride",
+    "compute_type": "computeTypeOverride",
+    "environment_variables": "environmentVariablesOverride",
+    "": "sourceTypeOverride",
+}
+"""Where the settings of a build come from, for errors that only show once they are put together; "": the source as a whole."""
 blueprint = Blueprint("builds", __name__, url_prefix="/v1/builds")
 
 
@@ -28,8 +38,7 @@ def start() -> tuple[Response, int, dict[str, str]]:
     context = here()
     overrides = jsonbody.read(BuildOverrides)
     require_project(overrides.project_name)
-    if overrides.source_type_override or overrides.source_location_override or overrides.buildspec_override:
-        _check_overridden_source(overrides)
+    _check_overrides(overrides)
     key = request.headers.get("Idempotency-Key", overrides.idempotency_token)
     if key is not None and not 1 <= len(key) <= 255:
         raise InvalidInput("an idempotency key has 1 to 255 characters")
@@ -51,20 +60,26 @@ def start() -> tuple[Response, int, dict[str, str]]:
     return jsonify(render.build(record, context.settings)), 201 if submitted.created else 200, {"Location": where}
 
 
-def _check_overridden_source(overrides: BuildOverrides) -> None:
+def _check_overrides(overrides: BuildOverrides) -> None:
+    """Raises InvalidInput that names the override, or BadBuildspec, before anything is kept."""
     context = here()
-    project = projects.get(context.db, overrides.project_name)
+    try:
+        project = projects.get(context.db, overrides.project_name)
+    except NotFound:
+        return  # the scheduler says it, unless this request came before, when the project was there
     try:
         settings = effective(project.settings, overrides)
-    except ValueError:
-        return  # intake says it, with the field's path
-    check_sources(context.settings, settings.source)
+    except ValidationError as error:
+        raise from_validation(error, BuildOverrides, names=_OVERRIDES) from error
+    if overrides.source_type_override or overrides.source_location_override or overrides.buildspec_override:
+        check_sources(context.settings, settings.source)
 
 
 @blueprint.get("")
 @needs(Scope.USER)
 def find() -> dict[str, Any]:
     """Builds, newest first: `project`, `state` (may be repeated), `limit`, `cursor`."""
+    only("project", "state", "limit", "cursor")
     context = here()
     project = request.args.get("project")
     if project is not None:
@@ -76,7 +91,7 @@ def find() -> dict[str, Any]:
         limit=limit_of(50),
         cursor=request.args.get("cursor"),
     )
-    page: dict[str, Any] = {"builds": [render.build(record, context.settings) for record in found]}
+    page: dict[str, Any] = {"builds": [render.build(record, context.settings, brief=True) for record in found]}
     if cursor:
         page["nextCursor"] = cursor
     return page

@@ -14,13 +14,23 @@ from scheduler.dispatch import Bell
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """The parts that `create_app` was given. `closing` is set when the server stops, so that open streams end."""
+    """The parts that `create_app` was given.
+
+    `closing` is set when the server stops, so that open streams end. `streams` counts the places for those who follow a log:
+    each holds a thread, and some must stay free for the workers, whose leases run out while they wait.
+    """
 
     settings: Settings
     db: Database
     store: Store
     bell: Bell
+    streams: threading.BoundedSemaphore
     closing: threading.Event = field(default_factory=threading.Event)
+
+
+def places_for_streams(threads: int) -> int:
+    """How many of a server's threads may follow logs at once: a quarter stays free, two at least."""
+    return max(1, threads - max(2, threads // 4))
 
 
 def here() -> Context:

@@ -1,6 +1,7 @@
 """JSON bodies, read strictly: what could be understood in two ways is refused, with its place."""
 
 import json
+import re
 from typing import Any, Final, TypeVar
 
 from flask import request
@@ -11,22 +12,23 @@ from millrace.errors import RequestError, UnsupportedMedia
 
 M = TypeVar("M", bound=BaseModel)
 _DEPTH: Final = 64
+_BRACKET: Final = re.compile(r'[\[\]{}]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A bracket, or a whole string, so that brackets inside strings do not count."""
 
 
 def read(model: type[M]) -> M:
     """The request's body as a `model`. Raises RequestError, UnsupportedMedia or InvalidInput."""
     if request.mimetype not in ("application/json", ""):
         raise UnsupportedMedia(f"the body is {request.mimetype}, not JSON", hint="Send 'Content-Type: application/json'.")
-    raw = request.get_data(cache=False)
-    parse(raw)
+    text = parse(request.get_data(cache=False))
     try:
-        return model.model_validate_json(raw, strict=True)
+        return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise from_validation(error, model) from error
 
 
-def parse(raw: bytes) -> Any:
-    """The value of a JSON text. Refuses duplicate names, NaN and Infinity, deep nesting and lone surrogates."""
+def parse(raw: bytes) -> str:
+    """The text of a JSON object. Refuses duplicate names, NaN and Infinity, deep nesting and lone surrogates."""
     if not raw.strip():
         raise RequestError("the body is empty", hint="Send a JSON object.")
     try:
@@ -41,25 +43,22 @@ def parse(raw: bytes) -> Any:
     except RecursionError as error:
         raise RequestError(f"the body is nested deeper than {_DEPTH} levels") from error
     except ValueError as error:
-        raise RequestError(f"the body is not JSON that we take: {error}") from error
+        what = "a number has more than 4300 digits" if "integer string conversion" in str(error) else str(error)
+        raise RequestError(f"the body is not JSON that we take: {what}") from error
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise RequestError("the body has a lone surrogate, which is no character") from error
     if not isinstance(value, dict):
         raise RequestError(f"the body is a JSON {type(value).__name__}, not an object")
-    return value
+    return text
 
 
 def _check_depth(text: str) -> None:
-    depth, in_string, escaped = 0, False, False
-    for char in text:
-        if in_string:
-            in_string = escaped or char != '"'
-            escaped = char == "\\" and not escaped
-        elif char == '"':
-            in_string, escaped = True, False
-        elif char in "[{":
+    depth = 0
+    for found in _BRACKET.finditer(text):
+        char = found[0]
+        if char in "[{":
             depth += 1
             if depth > _DEPTH:
                 raise RequestError(f"the body is nested deeper than {_DEPTH} levels")

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from flask import Blueprint, Response, request
+from werkzeug.exceptions import RequestedRangeNotSatisfiable
 
+from api import bodies
 from api.auth import Scope, needs
 from api.context import Context, here
-from millrace.errors import NotFound, RequestError
+from millrace.errors import InfraProblem, NotFound, RequestError
 from millrace.storage import PIECE_BYTES
 from millrace.storage.directory import DirectoryStore, SignedObject, read_token
+from millrace.vocabulary import Reason
 
 blueprint = Blueprint("objects", __name__, url_prefix="/objects")
 
@@ -31,15 +34,25 @@ def put(token: str) -> tuple[dict[str, object], int]:
 @blueprint.get("/<token>")
 @needs(Scope.PUBLIC)
 def get(token: str) -> Response:
-    """The one object that the address grants."""
+    """The one object that the address grants; a single `Range` of its bytes where one is asked for (RFC 9110, section 14)."""
     context, granted = _granted(token, "GET")
     stored = context.store.stat(granted.bucket, granted.key)
     if stored is None:
         raise NotFound(f"there is no object {granted.bucket}/{granted.key}")
-    headers = {"Content-Length": str(stored.size_bytes), "Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
-    if stored.sha256:
+    first, end = 0, stored.size_bytes
+    headers = {"Accept-Ranges": "bytes"}
+    wanted = request.range
+    if wanted is not None and wanted.units == "bytes" and len(wanted.ranges) == 1:
+        part = wanted.range_for_length(stored.size_bytes)
+        if part is None:
+            raise RequestedRangeNotSatisfiable(stored.size_bytes)
+        first, end = part
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{stored.size_bytes}"
+    elif stored.sha256:
         headers["X-Millrace-Sha256"] = stored.sha256
-    return Response(_body(context, granted), content_type="application/octet-stream", headers=headers)
+    body, close = bodies.opened(granted.bucket, granted.key, what=granted.key, offset=first)
+    headers["Content-Length"] = str(end - first)
+    return bodies.answer(_part(body, end - first), close, headers, status=206 if "Content-Range" in headers else 200)
 
 
 def _granted(token: str, method: str) -> tuple[Context, SignedObject]:
@@ -50,7 +63,9 @@ def _granted(token: str, method: str) -> tuple[Context, SignedObject]:
     return context, read_token(key.get_secret_value().encode(), token, method)
 
 
-def _body(context: Context, granted: SignedObject) -> Iterator[bytes]:
-    with context.store.open(granted.bucket, granted.key) as body:
-        while piece := body.read(PIECE_BYTES):
-            yield piece
+def _part(body: BinaryIO, size_bytes: int) -> Iterator[bytes]:
+    while size_bytes and (piece := body.read(min(PIECE_BYTES, size_bytes))):
+        size_bytes -= len(piece)
+        yield piece
+    if size_bytes:
+        raise InfraProblem(f"an object ended {size_bytes} bytes early", reason=Reason.STORAGE)

@@ -7,12 +7,13 @@ from flask import Blueprint, Response, jsonify, request, url_for
 from api import jsonbody, render
 from api.auth import Scope, needs, principal, require_project
 from api.context import here
-from api.paging import limit_of
+from api.paging import limit_of, only
 from buildenv.buildspec import looks_inline, parse
 from buildenv.source import check_location
 from millrace.errors import InvalidInput
 from millrace.project import ProjectSettings, ProjectSource
 from millrace.settings import Settings
+from millrace.storage import check_key
 from scheduler import projects
 
 blueprint = Blueprint("projects", __name__, url_prefix="/v1/projects")
@@ -34,6 +35,7 @@ def create() -> tuple[Response, int, dict[str, str]]:
 @needs(Scope.USER)
 def find() -> dict[str, Any]:
     """Projects by name; `limit`, and `cursor` from the page before."""
+    only("limit", "cursor")
     context = here()
     found, cursor = projects.find(context.db, only=principal().project, limit=limit_of(100), after=request.args.get("cursor"))
     page: dict[str, Any] = {"projects": [render.project(record, context.settings) for record in found]}
@@ -75,5 +77,23 @@ def check_sources(settings: Settings, *sources: ProjectSource) -> None:
     """Raises InvalidInput or BadBuildspec for what could never be fetched or read, before anything is kept."""
     for source in sources:
         check_location(source, settings.git_roots)
-        if source.buildspec and looks_inline(source.buildspec):
+        if not source.buildspec:
+            continue
+        if looks_inline(source.buildspec):
             parse(source.buildspec, where="the inline buildspec")
+        elif source.buildspec.startswith(("s3://", "arn:")):
+            if not source.buildspec.startswith(("s3://", "arn:aws:s3:::")):
+                raise _no_buildspec(source.buildspec, "the only ARNs that are read are arn:aws:s3:::BUCKET/KEY")
+            bucket, _, key = source.buildspec.removeprefix("arn:aws:s3:::").removeprefix("s3://").partition("/")
+            check_key(bucket, key)
+        elif source.buildspec.startswith("/") or ".." in source.buildspec.split("/"):
+            raise _no_buildspec(source.buildspec, "a path is read below the source's top folder")
+        elif not source.buildspec.isprintable():
+            raise _no_buildspec(source.buildspec, "a path has no control characters")
+
+
+def _no_buildspec(value: str, why: str) -> InvalidInput:
+    return InvalidInput(
+        f"buildspec {value[:200]!r} cannot be read: {why}",
+        hint="Give the buildspec's text, a path in the source, or s3://BUCKET/KEY.",
+    )

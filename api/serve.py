@@ -1,12 +1,17 @@
 """The API on gunicorn: threads, since a followed log holds one; streams end when the server stops."""
 
+import os
+import socket
+import struct
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from api.app import create_app
 from api.context import Context
@@ -17,6 +22,8 @@ from scheduler.db import Database
 from scheduler.dispatch import Bell
 
 log = get_logger(__name__)
+_STALLED_S: Final = 60
+"""How long a thread waits for a client that neither sends nor takes a byte in the middle of a request."""
 
 
 def make_app(settings: Settings) -> Flask:
@@ -34,6 +41,22 @@ def serve(settings: Settings, *, ready_file: Path | None = None) -> int:
     return 0
 
 
+class _Threads(ThreadWorker):
+    """Gunicorn's threads; those who follow a log are let go when the server is told to stop, and the stalled in any case."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        context = _context(self)
+        if context is not None:
+            context.closing.set()
+        super().handle_exit(sig, frame)
+
+    def enqueue_req(self, conn: TConn) -> None:
+        limit = struct.pack("ll", _STALLED_S, 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            conn.sock.setsockopt(socket.SOL_SOCKET, option, limit)
+        super().enqueue_req(conn)
+
+
 class _Server(BaseApplication):
     def __init__(self, settings: Settings, ready_file: Path | None) -> None:
         self._settings, self._ready_file = settings, ready_file
@@ -44,7 +67,7 @@ class _Server(BaseApplication):
             "bind": self._settings.bind,
             "workers": self._settings.api_workers,
             "threads": self._settings.api_threads,
-            "worker_class": "gthread",
+            "worker_class": _Threads,
             "graceful_timeout": 5,
             "timeout": 120,
             "keepalive": 30,
@@ -53,7 +76,6 @@ class _Server(BaseApplication):
             "errorlog": "-",
             "loglevel": "warning",
             "when_ready": self._when_ready,
-            "worker_int": _end_streams,
             "worker_exit": _close,
         }
         for name, value in options.items():
@@ -65,20 +87,17 @@ class _Server(BaseApplication):
 
     def _when_ready(self, server: Arbiter) -> None:
         host, port = server.LISTENERS[0].sock.getsockname()[:2]
-        log.info("api.ready", address=f"http://{host}:{port}")
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        log.info("api.ready", address=address)
         if self._ready_file is not None:
-            self._ready_file.write_text(f"http://{host}:{port}")
+            written = self._ready_file.with_name(f".{self._ready_file.name}.{os.getpid()}")
+            written.write_text(address)
+            written.replace(self._ready_file)  # whoever waits for the file finds all of it
 
 
 def _context(worker: Worker) -> Context | None:
     app = getattr(worker, "wsgi", None)
     return app.extensions["millrace"] if isinstance(app, Flask) else None
-
-
-def _end_streams(worker: Worker) -> None:
-    context = _context(worker)
-    if context is not None:
-        context.closing.set()
 
 
 def _close(_server: Arbiter, worker: Worker) -> None:

@@ -8,7 +8,7 @@ from flask import Blueprint, request
 from api.auth import Scope, needs
 from api.context import here
 from millrace.errors import InvalidInput, RequestError, TooLarge
-from millrace.storage import PIECE_BYTES, HashingReader
+from millrace.storage import PIECE_BYTES, HashingReader, storage_problem
 
 blueprint = Blueprint("uploads", __name__, url_prefix="/v1/uploads")
 _SUFFIXES = {"application/zip": "zip", "application/gzip": "tar.gz", "application/x-tar": "tar"}
@@ -33,7 +33,10 @@ def upload() -> tuple[dict[str, Any], int]:
         while piece := reader.read(PIECE_BYTES):
             if reader.size_bytes > most:
                 raise TooLarge(f"the upload is over {most} bytes", hint="Leave files out by .gitignore.")
-            spool.write(piece)
+            try:
+                spool.write(piece)
+            except OSError as error:
+                raise storage_problem("take the upload", error) from error
         if reader.size_bytes == 0:
             raise RequestError("the upload is empty", hint="Send the archive as the raw body (curl --data-binary @FILE).")
         if request.content_length is not None and request.content_length != reader.size_bytes:

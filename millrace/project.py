@@ -32,12 +32,12 @@ class Shape(BaseModel):
     )
 
 
-def _plain(text: str) -> str:
+def _plain(name: str, text: str) -> str:
     """Refuse what PostgreSQL, JSON or a shell cannot carry."""
     if "\x00" in text:
-        raise ValueError("must not contain a NUL byte")
+        raise ValueError(f"{name} must not contain a NUL byte")
     if any(0xD800 <= ord(char) <= 0xDFFF for char in text):
-        raise ValueError("must not contain a lone surrogate")
+        raise ValueError(f"{name} must not contain a lone surrogate")
     return text
 
 
@@ -51,7 +51,7 @@ class _Checked(Shape):
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, str):
-                _plain(value)
+                _plain(to_camel(name), value)
         return self
 
 

@@ -89,6 +89,15 @@ def store_log(
     db.run(work)
 
 
+def is_token_of(db: Database, build_id: str, attempt_no: int, token_hash: str) -> bool:
+    """True where this is the token of that attempt, be it over or not."""
+    if not 0 < attempt_no < 2**31 or "\x00" in build_id:
+        return False
+    with db.reading() as session:
+        attempt = session.get(Attempt, (build_id, attempt_no))
+        return attempt is not None and attempt.token_hash == token_hash
+
+
 def settings_of(db: Database, build_id: str, attempt_no: int, token_hash: str) -> BuildSettings:
     """The settings of the build that this attempt holds: what a grant is checked against. Raises AttemptFenced."""
 

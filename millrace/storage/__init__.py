@@ -169,10 +169,16 @@ class HashingReader:
 
 
 def pieces(body: BinaryIO, *, sha256: str | None, size_bytes: int, what: str) -> Iterator[bytes]:
-    """`body` in pieces, checked: raises InfraProblem(STORAGE) at the end where it was not what the record says."""
+    """`body` in pieces, checked: raises InfraProblem(STORAGE) where it was not what the record says.
+
+    The last piece is only given out once all of it is known to be right, so that nobody is handed a whole, but wrong object.
+    """
     reader = HashingReader(body)
-    while piece := reader.read(PIECE_BYTES):
-        yield piece
+    held = b""
+    while (piece := reader.read(PIECE_BYTES)) and reader.size_bytes <= size_bytes:
+        if held:
+            yield held
+        held = piece
     if reader.size_bytes != size_bytes or (sha256 is not None and reader.sha256 != sha256):
         raise InfraProblem(
             f"{what} is damaged in the store: {reader.size_bytes} bytes with SHA-256 {reader.sha256}, "
@@ -180,3 +186,5 @@ def pieces(body: BinaryIO, *, sha256: str | None, size_bytes: int, what: str) ->
             reason=Reason.STORAGE,
             hint="Build again, or restore the store from a backup.",
         )
+    if held:
+        yield held

@@ -233,7 +233,7 @@ def _note(meta: Path) -> dict[str, Any]:
 
 
 def _sign(signing_key: bytes, grant: SignedObject) -> str:
-    payload = base64.urlsafe_b64encode(json.dumps(asdict(grant)).encode()).rstrip(b"=")
+    payload = base64.urlsafe_b64encode(json.dumps(asdict(grant), ensure_ascii=False).encode()).rstrip(b"=")
     seal = base64.urlsafe_b64encode(hmac.digest(signing_key, payload, hashlib.sha256)).rstrip(b"=")
     return f"{payload.decode()}.{seal.decode()}"
 
