@@ -52,6 +52,7 @@ def diagnose(settings: Settings, purpose: str) -> list[Finding]:
         findings.append(_postgres())
         findings.append(_program("openssl", "openssl", "openssl", "version"))
         findings.append(_sshd())
+        findings.append(_program("busybox", "busybox", "busybox-static", "--help"))
     return findings
 
 

@@ -1,0 +1,210 @@
+"""One suite for every engine: the fake one and Docker's. What a build needs must be so on each."""
+
+import shutil
+import tarfile
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from buildenv.docker_engine import DockerEngine
+from buildenv.engine import LABEL_BUILD, Console, ContainerSpec, Engine, Mount
+from buildenv.fake_engine import FakeEngine
+from buildenv.shell import RUNNER, RUNNER_COMMAND, Shell
+from millrace.errors import BuildProblem, BuildStopped, InfraProblem
+from millrace.vocabulary import Reason
+from tests.support.farm import need_engine
+
+IMAGE = "millrace/base:latest"
+
+
+@cache
+def one_docker_engine() -> DockerEngine:
+    """One for all tests: an engine keeps its connections."""
+    return DockerEngine()
+
+
+@dataclass
+class Bench:
+    """An engine, a workspace, and what was made on it."""
+
+    engine: Engine
+    folder: Path
+    label: str
+
+    def spec(self, **changes: object) -> ContainerSpec:
+        values: dict[str, object] = {
+            "name": f"millrace-test-{uuid.uuid4().hex[:12]}",
+            "image": IMAGE,
+            "command": RUNNER_COMMAND,
+            "mounts": (
+                Mount(source=self.folder / "output", target="/codebuild/output"),
+                Mount(source=self.folder / "readonly", target="/codebuild/readonly", read_only=True),
+            ),
+            "labels": {LABEL_BUILD: self.label},
+            "memory_bytes": 256 * 1024**2,
+            "cpus": 1,
+            "network": "none",
+            **changes,
+        }
+        return ContainerSpec(**values)  # type: ignore[arg-type]
+
+    def shell(self, **changes: object) -> tuple[Shell, str, Console]:
+        container = self.engine.create(self.spec(**changes))
+        console = self.engine.attach(container)
+        self.engine.start(container)
+        return Shell(self.engine, container, console, self.folder / "output" / "tmp", cwd="/tmp", grace_s=1), container, console
+
+
+@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.docker)])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    if request.param == "docker":
+        need_engine()
+    engine: Engine = FakeEngine() if request.param == "fake" else one_docker_engine()
+    folder = Path(tempfile.mkdtemp(prefix="mr-engine-"))
+    for name in ("output/tmp", "readonly"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(RUNNER, folder / "readonly")
+    made = Bench(engine=engine, folder=folder, label=f"test:{uuid.uuid4()}")
+    yield made
+    for leftover in engine.leftovers({LABEL_BUILD: made.label}):
+        engine.remove(leftover.container_id)
+    shutil.rmtree(folder)
+
+
+def ran(shell: Shell, command: str, *, within_s: float = 20, stop: threading.Event | None = None) -> tuple[int, str]:
+    said = bytearray()
+    status = shell.run(command, on_output=said.extend, stop=stop or threading.Event(), deadline=time.monotonic() + within_s)
+    return status, said.decode(errors="replace")
+
+
+def test_it_says_what_it_is(bench: Bench) -> None:
+    info = bench.engine.info()
+    assert info.cpus >= 1
+    assert info.memory_bytes > 0
+    assert info.name
+
+
+def test_an_image_that_is_there_has_a_digest_and_one_that_is_not_is_named(bench: Bench) -> None:
+    assert bench.engine.ensure_image(IMAGE).digest
+    began = time.monotonic()
+    with pytest.raises((BuildProblem, InfraProblem)) as caught:
+        engine = bench.engine if isinstance(bench.engine, DockerEngine) else FakeEngine({"FAKE_PULL_FAILS": "not_found"})
+        engine.ensure_image("nowhere/at-all:1")
+    assert time.monotonic() - began < 30
+    assert caught.value.reason in (Reason.IMAGE_NOT_FOUND, Reason.IMAGE_PULL)
+    assert "nowhere/at-all:1" in caught.value.message
+
+
+def test_commands_give_their_output_and_status(bench: Bench) -> None:
+    shell, container, console = bench.shell()
+    assert ran(shell, "echo hello") == (0, "hello\n")
+    assert ran(shell, "exit 7")[0] == 7
+    assert ran(shell, "echo still here") == (0, "still here\n")
+    assert bench.engine.state(container).running
+    console.close()
+
+
+def test_variables_and_the_folder_carry_over(bench: Bench) -> None:
+    shell, _container, console = bench.shell()
+    shell.set_variables({"GIVEN": 'it\'s "quoted" $HOME'})
+    assert ran(shell, 'echo "$GIVEN"') == (0, 'it\'s "quoted" $HOME\n')
+    assert ran(shell, "export A=1")[0] == 0
+    assert ran(shell, "B=2")[0] == 0
+    assert ran(shell, "cd /")[0] == 0
+    assert ran(shell, "echo $A $B; pwd") == (0, "1 2\n/\n")
+    assert shell.variables()["A"] == "1"
+    assert "B" not in shell.variables()
+    console.close()
+
+
+def test_a_stop_ends_a_command_that_would_go_on(bench: Bench) -> None:
+    shell, container, console = bench.shell()
+    stop = threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(BuildStopped) as caught:
+        ran(shell, "sleep 60", stop=stop, within_s=90)
+    assert time.monotonic() - began < 15
+    assert caught.value.reason is Reason.CANCELLED
+    bench.engine.stop(container, 0)
+    console.close()
+
+
+def test_a_deadline_ends_a_command(bench: Bench) -> None:
+    shell, _container, console = bench.shell()
+    with pytest.raises(BuildStopped) as caught:
+        ran(shell, "sleep 60", within_s=0.5)
+    assert caught.value.reason is Reason.TIMEOUT
+    console.close()
+
+
+def test_a_container_can_be_stopped_and_removed_twice(bench: Bench) -> None:
+    shell, container, console = bench.shell()
+    ran(shell, "echo up")
+    for _ in range(2):
+        bench.engine.stop(container, 0)
+    state = bench.engine.state(container)
+    assert not state.running
+    assert state.exit_code is not None
+    assert not state.oom_killed
+    while console.read(5) is not None:
+        pass
+    console.close()
+    for _ in range(2):
+        bench.engine.remove(container)
+    gone = bench.engine.state(container)
+    assert (gone.running, gone.exit_code) == (False, None)
+    bench.engine.stop(container, 0)
+
+
+def test_containers_are_found_by_their_labels(bench: Bench) -> None:
+    container = bench.engine.create(bench.spec(labels={LABEL_BUILD: bench.label, "millrace.attempt": "2"}))
+    for labels in ({LABEL_BUILD: bench.label}, {LABEL_BUILD: bench.label, "millrace.attempt": ""}):
+        (found,) = bench.engine.leftovers(labels)
+        assert found.labels["millrace.attempt"] == "2"
+        assert abs(time.time() - found.created_at_s) < 60
+    assert list(bench.engine.leftovers({LABEL_BUILD: bench.label, "millrace.attempt": "3"})) == []
+    bench.engine.remove(container)
+    assert list(bench.engine.leftovers({LABEL_BUILD: bench.label})) == []
+
+
+def test_a_name_that_is_taken_is_taken_over(bench: Bench) -> None:
+    name = f"millrace-test-{uuid.uuid4().hex[:12]}"
+    bench.engine.create(bench.spec(name=name))
+    again = bench.engine.create(bench.spec(name=name))
+    assert len(list(bench.engine.leftovers({LABEL_BUILD: bench.label}))) == 1
+    assert bench.engine.state(again).exit_code is None
+
+
+def test_files_come_out_of_a_stopped_container(bench: Bench) -> None:
+    shell, container, console = bench.shell()
+    ran(shell, "mkdir -p /codebuild/output/deep")
+    ran(shell, "echo inside > /codebuild/output/deep/file")
+    bench.engine.stop(container, 0)
+    stream = b"".join(bench.engine.copy_out(container, "/codebuild/output/deep"))
+    with tarfile.open(fileobj=BytesIO(stream)) as tar:
+        (member,) = [item for item in tar.getmembers() if item.isfile()]
+        extracted = tar.extractfile(member)
+        assert extracted is not None
+        assert extracted.read() == b"inside\n"
+    with pytest.raises(FileNotFoundError):
+        list(bench.engine.copy_out(container, "/codebuild/output/nothing"))
+    console.close()
+
+
+def test_what_is_mounted_is_shared_and_read_only_is_kept(bench: Bench) -> None:
+    shell, _container, console = bench.shell()
+    ran(shell, "echo out > /codebuild/output/made.txt")
+    assert (bench.folder / "output" / "made.txt").read_text() == "out\n"
+    status, _said = ran(shell, "echo no > /codebuild/readonly/made.txt")
+    assert status != 0
+    assert not (bench.folder / "readonly" / "made.txt").exists()
+    console.close()
