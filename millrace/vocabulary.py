@@ -83,6 +83,35 @@ class Reason(StrEnum):
     BUG = "internal.bug"
 
 
+REASON_MEANS: Final[dict[Reason, str]] = {
+    Reason.SUCCEEDED: "all went well",
+    Reason.EXIT_CODE: "a command failed; `millrace.exitCode` has its status",
+    Reason.OOM: "the build used more memory than its compute type has",
+    Reason.KILLED: "the build's container ended while a command ran, and nothing proves why",
+    Reason.TIMEOUT: "the build ran longer than its time-out",
+    Reason.DISK_LIMIT: "the build filled its disk",
+    Reason.CANCELLED: "somebody stopped it",
+    Reason.BAD_BUILDSPEC: "the buildspec is missing or wrong; the message says where",
+    Reason.SOURCE_NOT_FOUND: "the repository, version or object does not exist, or may not be read",
+    Reason.BAD_SOURCE: "the source's address or archive cannot be used",
+    Reason.IMAGE_NOT_FOUND: "the image does not exist, or may not be pulled",
+    Reason.BAD_IMAGE: "the image cannot run builds",
+    Reason.ARTIFACTS_NOT_FOUND: "no file matches the artifacts section, or one cannot be kept",
+    Reason.ARTIFACT_TOO_LARGE: "an artifact is over the farm's limit",
+    Reason.SECRET_UNAVAILABLE: "a secret that the build asks for cannot be had",
+    Reason.QUEUE_TIMEOUT: "the build waited longer than its queued time-out",
+    Reason.WORKER_LOST: "the worker went silent, or its process died, as often as attempts are allowed",
+    Reason.WORKER_SHUTDOWN: "the worker left; seen on attempts only, since the build is tried again",
+    Reason.ENGINE_LOST: "the container engine went away",
+    Reason.IMAGE_PULL: "the registry could not be asked for the image",
+    Reason.SOURCE_UNREACHABLE: "the git server could not be reached",
+    Reason.STORAGE: "the object store failed",
+    Reason.NO_MATCHING_WORKER: "no fleet can ever run this build",
+    Reason.BUG: "a fault of the farm's own; please report it",
+}
+"""What each Reason says to people; docs/states.md shows it."""
+
+
 class Verdict(StrEnum):
     """How one attempt ended, as its worker reports it. `HANDED_BACK`: not run to its end, may be tried again."""
 

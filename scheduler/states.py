@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Final
 
 from millrace.errors import IllegalTransition
+from millrace.vocabulary import REASON_MEANS, Reason
 from millrace.vocabulary import BuildState as S
 
 
@@ -65,7 +66,10 @@ def page() -> str:
         "CLAIMED, RUNNING and FINALIZING are held by one attempt through a lease. REQUEUED happens when a lease is\n"
         "lost or handed back, or when our side failed, and attempts are left. A wish to stop is not a state but a\n"
         "column, `cancel_requested_ms`: whoever next moves the build sees it, and the build ends STOPPED. CodeBuild's\n"
-        "`buildStatus` is IN_PROGRESS in every state that is not terminal.\n"
+        "`buildStatus` is IN_PROGRESS in every state that is not terminal.\n\n"
+        "## Reasons\n\n"
+        "Every ended build has exactly one. `user.*` is the build's own doing, `infra.*` and `internal.*` are ours.\n\n"
+        "| reason | what it means |\n|---|---|\n" + "".join(f"| `{reason}` | {REASON_MEANS[reason]} |\n" for reason in Reason)
     )
 
 
