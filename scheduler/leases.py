@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from millrace.contract import PROTOCOL, Claim, ClaimRequest, RenewReply
@@ -55,8 +56,11 @@ def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | No
             return None
         if not db.is_sqlite:  # claims queue up behind one another, so that limits and shares are counted, not guessed
             session.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
-        build = _best(session, request.fleet)
-        return None if build is None else _take(session, build, request.worker_id, settings)
+        while (build := _best(session, request.fleet)) is not None:
+            claimed = _take(session, build, request.worker_id, settings)
+            if claimed is not None:
+                return claimed
+        return None
 
     return db.run(work)
 
@@ -82,20 +86,28 @@ def _best(session: Session, fleet: str) -> Build | None:
     ).first()
 
 
-def _take(session: Session, build: Build, worker_id: str, settings: Settings) -> Claim:
+def _take(session: Session, build: Build, worker_id: str, settings: Settings) -> Claim | None:
+    """The claim to `build`; None where its record cannot be read, which ends it, lest it bar the way for all behind it."""
     now: int = session.execute(sa.select(now_ms())).scalar_one()
     apply(session, build, BuildEvent.CLAIMED)
-    wanted = BuildSettings.model_validate(build.settings)
     token = new_secret("att")
+    session.add(
+        Attempt(build_id=build.id, attempt_no=build.attempt_no, worker_id=worker_id, token_hash=hash_token(token), claimed_ms=now)
+    )
+    session.flush()
+    try:
+        wanted = BuildSettings.model_validate(build.settings)
+    except ValidationError as error:
+        message = f"this release cannot read the build's settings: {error.error_count()} problems"
+        end_attempt(session, build, Verdict.FAULT, Reason.BUG, message)
+        apply(session, build, BuildEvent.FAULTED, reason=Reason.BUG, message=message)
+        return None
     build.lease_owner = worker_id
     build.lease_expires_ms = now + int(settings.lease_ttl_s * 1000)
     build.first_claimed_ms = build.first_claimed_ms or now
     build.deadline_ms = now + wanted.timeout_in_minutes * 60_000
     build.resolved_source_version = None
     build.marks = {"accepted": build.submitted_ms, "claimed": now}
-    session.add(
-        Attempt(build_id=build.id, attempt_no=build.attempt_no, worker_id=worker_id, token_hash=hash_token(token), claimed_ms=now)
-    )
     session.flush()
     return Claim(
         build_id=build.id,

@@ -89,14 +89,17 @@ class PostgresServer:
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """A new, empty database; its SQLAlchemy address."""
+        """A new, empty database; its SQLAlchemy address. The server may be stopped and started meanwhile."""
         name = f"t{uuid.uuid4().hex}"
+        self._administer(f'CREATE DATABASE "{name}" TEMPLATE template0')
+        try:
+            yield f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
+        finally:
+            self._administer(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def _administer(self, statement: str) -> None:
         with psycopg.connect(f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres", autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
-            try:
-                yield f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
-            finally:
-                connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+            connection.execute(statement)
 
 
 @contextmanager

@@ -1,0 +1,346 @@
+"""The records against a model: claims, renewals, reports, lost leases and stops in any order, doubled, late or lost.
+
+Old claims stay in play for ever, so that every message can come at any later moment, and more than once.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import structlog
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from millrace.contract import ArtifactReport, Claim, FinishReport, PhaseReport
+from millrace.errors import AttemptFenced
+from millrace.ids import staging_prefix
+from millrace.project import BuildOverrides
+from millrace.settings import Settings
+from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
+from scheduler import attempts, intake, leases, lifecycle, queries
+from scheduler.db import Database, now_ms
+from scheduler.leases import hash_token
+from scheduler.models import Build, Event, Outbox
+from scheduler.states import HELD, TERMINAL
+from tests.support.records import a_claim_request, a_project, a_report
+
+FARM = Settings(data_dir=Path("unused"), max_attempts=2)
+PROJECTS = {"free": None, "narrow": 1}
+WHICH = st.integers(0, 3)
+_ENDS: dict[Verdict, tuple[Reason, BuildState | None]] = {
+    Verdict.SUCCEEDED: (Reason.SUCCEEDED, BuildState.SUCCEEDED),
+    Verdict.FAILED: (Reason.EXIT_CODE, BuildState.FAILED),
+    Verdict.TIMED_OUT: (Reason.TIMEOUT, BuildState.TIMED_OUT),
+    Verdict.STOPPED: (Reason.CANCELLED, BuildState.STOPPED),
+    Verdict.FAULT: (Reason.STORAGE, None),
+    Verdict.HANDED_BACK: (Reason.ENGINE_LOST, None),
+}
+
+
+@dataclass
+class Model:
+    """What a build should be."""
+
+    project: str
+    priority: int
+    state: BuildState = BuildState.QUEUED
+    attempt_no: int = 0
+    faults: int = 0
+    stop_wished: bool = False
+    reason: Reason | None = None
+    visible: str | None = None
+    logged: int = 0
+    reported: dict[int, FinishReport] = field(default_factory=dict)
+
+    @property
+    def held(self) -> bool:
+        return self.state in HELD
+
+    def end(self, state: BuildState, reason: Reason) -> None:
+        self.state, self.reason = state, reason
+
+    def give_back(self, reason: Reason) -> None:
+        if self.stop_wished:
+            self.end(BuildState.STOPPED, Reason.CANCELLED)
+            return
+        self.faults += 1
+        if self.faults < FARM.max_attempts:
+            self.state = BuildState.QUEUED
+        else:
+            self.end(BuildState.FAULT, reason)
+
+
+class Records(RuleBasedStateMachine):
+    """One farm."""
+
+    template: Path
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="mr-machine-"))
+        shutil.copy(self.template, self.folder / "records.db")
+        self.db = Database(f"sqlite:///{self.folder / 'records.db'}")
+        self.model: dict[str, Model] = {}
+        self.keys: dict[str, str] = {}
+        self.claims: list[Claim] = []
+        for project in PROJECTS:
+            self.submit(project, None, 0)
+            self.claim(True)
+
+    def teardown(self) -> None:
+        if hasattr(self, "db"):
+            self.db.dispose()
+            shutil.rmtree(self.folder)
+
+    # What clients do
+
+    @precondition(lambda self: sum(m.state not in TERMINAL for m in self.model.values()) < 4)
+    @rule(project=st.sampled_from(sorted(PROJECTS)), key=st.sampled_from([None, "k"]), priority=st.integers(0, 1))
+    def submit(self, project: str, key: str | None, priority: int) -> None:
+        wanted = BuildOverrides.model_validate({"projectName": project, "priority": priority})
+        scope = f"{project}{priority}"
+        request = intake.BuildRequest(overrides=wanted, initiator="t", idempotency_scope=scope, idempotency_key=key)
+        submitted = intake.submit(self.db, request, FARM)
+        known = self.keys.get(scope) if key else None
+        assert submitted.created == (known is None)
+        if known is not None:
+            assert submitted.build_id == known
+            return
+        if key:
+            self.keys[scope] = submitted.build_id
+        self.model[submitted.build_id] = Model(project=project, priority=priority)
+
+    @rule(which=WHICH)
+    def stop(self, which: int) -> None:
+        build, model = list(self.model.items())[-1 - which % len(self.model)]
+        assert lifecycle.request_stop(self.db, build)
+        if model.state is BuildState.QUEUED:
+            model.end(BuildState.STOPPED, Reason.CANCELLED)
+        elif model.held:
+            model.stop_wished = True
+
+    # What workers do
+
+    @rule(answer_arrives=st.booleans())
+    def claim(self, answer_arrives: bool) -> None:
+        busy = {name: sum(m.held for m in self.model.values() if m.project == name) for name in PROJECTS}
+        fit = {
+            build: model
+            for build, model in self.model.items()
+            if model.state is BuildState.QUEUED and busy[model.project] < (PROJECTS[model.project] or 99)
+        }
+        claimed = leases.claim(self.db, a_claim_request(), FARM)
+        assert (claimed is None) == (not fit)
+        if claimed is None:
+            return
+        model = fit[claimed.build_id]
+        best = max(m.priority for m in fit.values())
+        assert model.priority == best
+        assert busy[model.project] == min(busy[m.project] for m in fit.values() if m.priority == best)
+        model.state, model.attempt_no, model.logged = BuildState.CLAIMED, model.attempt_no + 1, 0
+        assert claimed.attempt_no == model.attempt_no
+        if answer_arrives:
+            self.claims.append(claimed)
+
+    def told(self, which: int) -> Claim:
+        """One of all claims that were ever answered, often the newest."""
+        return self.claims[-1 - which % len(self.claims)]
+
+    def live(self, claim: Claim) -> Model | None:
+        """The model of the build, where this claim still holds it."""
+        model = self.model[claim.build_id]
+        return model if model.held and model.attempt_no == claim.attempt_no else None
+
+    @rule(which=WHICH)
+    def renew(self, which: int) -> None:
+        claim = self.told(which)
+        model = self.live(claim)
+        if model is None:
+            with pytest.raises(AttemptFenced):
+                leases.renew(self.db, claim.build_id, claim.attempt_no, hash_token(claim.token), FARM)
+            return
+        reply = leases.renew(self.db, claim.build_id, claim.attempt_no, hash_token(claim.token), FARM)
+        assert reply.cancel_requested == model.stop_wished
+
+    @rule(which=WHICH, phase=st.sampled_from([PhaseType.BUILD, PhaseType.UPLOAD_ARTIFACTS]))
+    def phase(self, which: int, phase: PhaseType) -> None:
+        claim = self.told(which)
+        model, report = self.live(claim), PhaseReport(phase_type=phase, started_at_ms=1)
+        if model is None:
+            with pytest.raises(AttemptFenced):
+                attempts.record_phase(self.db, claim.build_id, claim.attempt_no, hash_token(claim.token), report)
+            return
+        attempts.record_phase(self.db, claim.build_id, claim.attempt_no, hash_token(claim.token), report)
+        if phase is PhaseType.UPLOAD_ARTIFACTS:
+            model.state = BuildState.FINALIZING
+        elif model.state is BuildState.CLAIMED:
+            model.state = BuildState.RUNNING
+
+    @rule(which=WHICH, twice=st.booleans())
+    def log(self, which: int, twice: bool) -> None:
+        claim = self.told(which)
+        model, data = self.live(claim), b"line\n"
+        seq = model.logged if model else 0
+        for _ in range(1 + twice):
+            try:
+                attempts.store_log(
+                    self.db,
+                    claim.build_id,
+                    claim.attempt_no,
+                    hash_token(claim.token),
+                    seq=seq,
+                    offset=seq * len(data),
+                    data=data,
+                    sha256=hashlib.sha256(data).hexdigest(),
+                )
+            except AttemptFenced:
+                assert model is None
+                return
+        assert model is not None
+        model.logged += 1
+
+    @rule(which=WHICH, verdict=st.sampled_from(Verdict), twice=st.booleans())
+    def finish(self, which: int, verdict: Verdict, twice: bool) -> None:
+        claim = self.told(which)
+        reason, then = _ENDS[verdict]
+        item = ArtifactReport(
+            name=f"from-{claim.attempt_no}",
+            key=staging_prefix(claim.build_id, claim.attempt_no) + "a",
+            size_bytes=1,
+            sha256="0" * 64,
+            md5="0" * 32,
+            packaging="NONE",
+            file_count=1,
+        )
+        report = a_report(verdict, reason, artifacts=(item,))
+        owner, model = self.model[claim.build_id], self.live(claim)
+        if model is not None:
+            model.reported[claim.attempt_no] = report
+            if model.stop_wished or verdict is Verdict.STOPPED:
+                model.end(BuildState.STOPPED, Reason.CANCELLED)
+            elif then is None:
+                model.give_back(reason)
+            else:
+                model.end(then, reason)
+                model.visible = item.name
+        elif owner.reported.get(claim.attempt_no) != report:
+            with pytest.raises(AttemptFenced):
+                lifecycle.finish(self.db, claim.build_id, claim.attempt_no, hash_token(claim.token), report)
+            return
+        for _ in range(1 + twice):
+            state = lifecycle.finish(self.db, claim.build_id, claim.attempt_no, hash_token(claim.token), report)
+            assert state is owner.state
+
+    # What the farm does
+
+    def some(self, which: int, *, held: bool) -> str | None:
+        """One of the builds that are held, or that wait."""
+        fit = [build for build, m in self.model.items() if (m.held if held else m.state is BuildState.QUEUED)]
+        return fit[which % len(fit)] if fit else None
+
+    @rule(which=WHICH)
+    def lose_the_lease(self, which: int) -> None:
+        build = self.some(which, held=True)
+        if build is None:
+            assert leases.expire(self.db) == []
+            return
+        with self.db.transaction() as session:
+            session.execute(sa.update(Build).where(Build.id == build).values(lease_expires_ms=now_ms() - 1))
+        assert leases.expire(self.db) == [build]
+        self.model[build].give_back(Reason.WORKER_LOST)
+
+    @rule(which=WHICH)
+    def wait_too_long(self, which: int) -> None:
+        build = self.some(which, held=False)
+        if build is None or which:
+            return
+        model = self.model[build]
+        with self.db.transaction() as session:
+            session.execute(sa.update(Build).where(Build.id == build).values(queue_deadline_ms=now_ms() - 1))
+        assert leases.enforce_deadlines(self.db) == [build]
+        model.end(BuildState.TIMED_OUT, Reason.QUEUE_TIMEOUT)
+
+    @rule(when=st.integers(0, 3))
+    def restart(self, when: int) -> None:
+        if when:
+            return
+        before = [queries.get_build(self.db, build) for build in self.model]
+        self.db.dispose()
+        self.db = Database(self.db.url)
+        assert [queries.get_build(self.db, build) for build in self.model] == before
+
+    # What must always hold
+
+    @invariant()
+    def the_records_are_as_the_model_says(self) -> None:
+        records, _ = queries.find_builds(self.db, limit=1000)
+        assert {record.id for record in records} == set(self.model)
+        for record in records:
+            model = self.model[record.id]
+            assert (record.state, record.reason, record.attempt_no) == (model.state, model.reason, model.attempt_no)
+            assert [item.name for item in record.artifacts] == ([model.visible] if model.visible else [])
+            numbers = [attempt.attempt_no for attempt in record.attempts]
+            assert numbers == list(range(1, model.attempt_no + 1))
+            assert sum(attempt.ended_ms is None for attempt in record.attempts) == model.held
+
+    @invariant()
+    def each_build_has_one_unbroken_history(self) -> None:
+        with self.db.reading() as session:
+            events = session.scalars(sa.select(Event).order_by(Event.id)).all()
+            bells = session.scalars(sa.select(Outbox.key)).all()
+        for build, model in self.model.items():
+            state, number, endings, waits = BuildState.QUEUED, 0, 0, 1
+            for event in events:
+                if event.build_id == build:
+                    assert event.before == state
+                    state = BuildState(event.after)
+                    number += event.event == "CLAIMED"
+                    assert event.attempt_no == number
+                    endings += state in TERMINAL
+                    waits += state is BuildState.QUEUED
+            assert (state, number, endings) == (model.state, model.attempt_no, model.state in TERMINAL)
+            assert sum(build in key for key in bells) == waits
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """The farm's own log, which would be long here, is dropped."""
+    before = structlog.get_config()
+    structlog.configure(processors=[_drop])
+    yield
+    structlog.configure(**before)
+
+
+def _drop(_logger: object, _name: str, _event: object) -> "structlog.typing.EventDict":
+    raise structlog.DropEvent
+
+
+def test_no_order_of_calls_loses_doubles_or_contradicts_a_build(tmp_path: Path, quiet: None) -> None:
+    template = Database(f"sqlite:///{tmp_path / 'template.db'}")
+    template.migrate()
+    for name, limit in PROJECTS.items():
+        a_project(template, name, concurrentBuildLimit=limit)
+    template.dispose()
+    Records.template = tmp_path / "template.db"
+    run_state_machine_as_test(
+        Records,
+        settings=settings(
+            max_examples=50,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        ),
+    )
