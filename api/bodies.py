@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from typing import BinaryIO
 
 from flask import Response
@@ -21,9 +22,15 @@ def opened(bucket: str, key: str, *, what: str, offset: int = 0) -> tuple[Binary
 
 
 def answer(pieces: Iterator[bytes], close: ExitStack, headers: dict[str, str], *, status: int = 200) -> Response:
-    """An answer of `pieces`, as a file to be saved and not to be looked at, that closes the object however it ends."""
+    """An answer of `pieces`, as a file to be saved and not to be looked at, that closes the object however it ends.
+
+    The first piece is taken before the answer begins, and raises what it raises; later ones can only break the answer off.
+    """
+    with close.pop_all() as guard:
+        first = next(pieces, b"")
+        close = guard.pop_all()
     response = Response(
-        pieces,
+        chain([first], pieces),
         status=status,
         content_type="application/octet-stream",
         headers={

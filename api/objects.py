@@ -22,7 +22,7 @@ blueprint = Blueprint("objects", __name__, url_prefix="/objects")
 def put(token: str) -> tuple[dict[str, object], int]:
     """Store the one object that the address grants, of the size and hash that were announced."""
     context, granted = _granted(token, "PUT")
-    request.max_content_length = None
+    request.max_content_length = context.settings.max_upload_bytes + PIECE_BYTES  # None would leave the limit for JSON
     if granted.size_bytes is not None and request.content_length != granted.size_bytes:
         raise RequestError(f"{granted.size_bytes} bytes were granted, {request.content_length} are sent")
     stored = context.store.put(
