@@ -21,6 +21,8 @@ from scheduler.lifecycle import put_bell
 from scheduler.models import Build, Idempotency, Project
 
 log = get_logger(__name__)
+KEY_LASTS_MS: Final = 86_400_000
+"""How long an idempotency key is remembered."""
 _FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -51,7 +53,7 @@ def submit(db: Database, request: BuildRequest, settings: Settings) -> Submitted
 
     def work(session: Session) -> Submitted:
         if request.idempotency_key is not None:
-            known = session.get(Idempotency, (request.idempotency_scope, request.idempotency_key))
+            known = _known(session, request.idempotency_scope, request.idempotency_key)
             if known is not None:
                 return _again(session, known, _digest(request))
         project = session.get(Project, request.overrides.project_name, with_for_update=True)
@@ -131,6 +133,16 @@ def _fleet(wanted: BuildSettings) -> str:
         what = "is neither the ARN nor the name of a fleet; a name has at most 100 letters, digits, hyphens, dots and underscores"
         raise InvalidInput(f"{arn[:100]!r} {what}", fields=[FieldProblem(field="environment.fleet.fleetArn", what=what)])
     return name
+
+
+def _known(session: Session, scope: str, key: str) -> Idempotency | None:
+    """What the key made; a key that is too old is forgotten here, as the sweeper may be late."""
+    known = session.get(Idempotency, (scope, key))
+    if known is None or known.created_ms > session.execute(sa.select(now_ms())).scalar_one() - KEY_LASTS_MS:
+        return known
+    session.expunge(known)
+    session.execute(sa.delete(Idempotency).where(Idempotency.scope == scope, Idempotency.key == key))
+    return None
 
 
 def _again(session: Session, known: Idempotency, digest: str) -> Submitted:

@@ -17,6 +17,7 @@ from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler import dispatch, leases
 from scheduler.db import Database, now_ms
+from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
 from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Outbox, Worker
 
@@ -161,7 +162,7 @@ class Sweeper:
 
     def _forget_old_rows(self) -> None:
         def work(session: Session) -> None:
-            session.execute(sa.delete(Idempotency).where(Idempotency.created_ms < now_ms() - _DAY_MS))
+            session.execute(sa.delete(Idempotency).where(Idempotency.created_ms < now_ms() - KEY_LASTS_MS))
             session.execute(sa.delete(Outbox).where(Outbox.sent_ms < now_ms() - _DAY_MS))
             session.execute(sa.delete(Worker).where(Worker.last_seen_ms < now_ms() - 7 * _DAY_MS))
 
