@@ -196,11 +196,11 @@ def _parts(settings: Settings, secret: Mapping[str, str], environ: Mapping[str, 
         "MILLRACE_DATA_DIR": str(home),
         "MILLRACE_BIND": settings.bind,
         "MILLRACE_API_URL": f"http://{settings.bind}",
-        "MILLRACE_SIGNING_KEY": secret["signing_key"],
     }
     shared.setdefault("MILLRACE_LOG_FORMAT", "json")
-    worker = {**shared, "MILLRACE_WORKER_TOKEN": secret["worker_token"]}
+    worker = {**shared, "MILLRACE_WORKER_TOKEN": secret["worker_token"]}  # and not the key that signs addresses of objects
     worker.setdefault("MILLRACE_DRAIN_S", "2")
+    trusted = {**shared, "MILLRACE_SIGNING_KEY": secret["signing_key"]}
     redis = ["redis-server", "--port", "0", "--unixsocket", str(home / "redis" / "redis.sock"), "--unixsocketperm", "700"]
     redis += [
         "--dir",
@@ -216,8 +216,8 @@ def _parts(settings: Settings, secret: Mapping[str, str], environ: Mapping[str, 
     ]
     me = [sys.executable, "-m", "millrace.cli"]
     parts = [
-        _Part(name="api", command=[*me, "api"], environment=shared),
-        _Part(name="scheduler", command=[*me, "scheduler"], environment=shared),
+        _Part(name="api", command=[*me, "api"], environment=trusted),
+        _Part(name="scheduler", command=[*me, "scheduler"], environment=trusted),
         _Part(name="worker", command=[*me, "worker"], environment=worker),
     ]
     if settings.broker_url is None:

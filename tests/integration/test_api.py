@@ -4,12 +4,14 @@ import base64
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import yaml
 from flask import Flask
 from flask.testing import FlaskClient
@@ -17,6 +19,7 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from api.auth import Scope
+from millrace import log
 from millrace.contract import LOG_OFFSET_HEADER, LOG_SHA256_HEADER, Claim, FinishReport, LogFooter, PhaseReport
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
@@ -226,8 +229,48 @@ def test_a_grant_is_only_for_the_builds_own_things(api: Api) -> None:
         assert api.send("POST", path, token=claim.token, json=wanted).status_code == status, name
     foreign = {"kind": "source", "name": "millrace/artifacts/secret"}
     assert api.send("POST", path, token=claim.token, json=foreign).status_code == 404
+    assert api.send("POST", path, token="mr_att_wrong", json=foreign).status_code == 409
     unsized = {"kind": "artifact", "name": "a"}
     assert api.send("POST", path, token=claim.token, json=unsized).status_code == 422
+
+
+def test_a_build_reads_uploads_and_artifacts_of_its_own_project_only(api: Api, store: DirectoryStore) -> None:
+    api.ok("POST", "/v1/projects", json=a_project_json("other"))
+    mine, theirs = (api.build(project).partition(":")[2] for project in ("demo", "other"))
+    for build in (mine, theirs):
+        api.ok("POST", f"/v1/builds/{'demo' if build is mine else 'other'}:{build}/stop")
+    allowed = {
+        "millrace/uploads/abc.tar.gz": 200,
+        f"millrace/artifacts/{mine}/1/a.zip": 200,
+        f"millrace/artifacts/{theirs}/1/a.zip": 404,
+        f"millrace/logs/{mine}/1.log": 404,
+        f"millrace/logs/{theirs}/1.log": 404,
+        "sources/a.zip": 200,
+        "sources/not-there.zip": 404,
+    }
+    for name in allowed:
+        if "not-there" not in name:
+            store.put(*name.split("/", 1), io.BytesIO(b"x"))
+    for name, status in allowed.items():
+        start = {"projectName": "demo", "sourceTypeOverride": "S3", "sourceLocationOverride": name}
+        build = api.ok("POST", "/v1/builds", json=start)["id"]
+        claim = api.claim()
+        asked = {"kind": "source", "name": name}
+        answer = api.send("POST", f"/worker/v1/attempts/{build}/1/grant", token=claim.token, json=asked)
+        assert answer.status_code == status, (name, answer.get_data(as_text=True))
+        if status == 200:
+            assert api.send("GET", answer.get_json()["url"], token="").get_data() == b"x"
+        api.attempt(claim, "finish", a_report())
+
+
+def test_a_key_from_before_its_project_was_deleted_still_names_its_build(api: Api) -> None:
+    start = {"projectName": "demo", "imageOverride": "x:1"}
+    first = api.send("POST", "/v1/builds", json=start, headers={"Idempotency-Key": "k"}).get_json()["id"]
+    api.ok("POST", f"/v1/builds/{first}/stop")
+    assert api.send("DELETE", "/v1/projects/demo").status_code == 204
+    again = api.send("POST", "/v1/builds", json=start, headers={"Idempotency-Key": "k"})
+    assert (again.status_code, again.get_json()["id"]) == (200, first)
+    assert api.send("POST", "/v1/builds", json=start).status_code == 404
 
 
 def test_an_upload_is_stored_once_under_its_hash(api: Api) -> None:
@@ -323,6 +366,55 @@ def test_a_project_token_sees_its_own_project_and_nothing_of_others(api: Api) ->
     assert [item["name"] for item in api.ok("GET", "/v1/projects", token=mine)["projects"]] == ["other"]
 
 
+def test_no_route_shows_a_project_token_that_other_projects_are_there(api: Api) -> None:
+    """Every user route with a name in it, found from the application itself, answers for what is hidden as for what is not."""
+    api.ok("POST", "/v1/projects", json=a_project_json("other"))
+    mine = tokens.create(api.db, "mine", TokenScope.PROJECT, project="other")
+    hidden = {"name": "demo", "build_id": api.build("demo")}
+    nothing = {"name": "demx", "build_id": hidden["build_id"][:-4] + "0000"}
+    seen = 0
+    for rule in api.app.url_map.iter_rules():
+        if getattr(api.app.view_functions[rule.endpoint], "millrace_scope", None) is not Scope.USER or not rule.arguments:
+            continue
+        for method in sorted((rule.methods or set()) - {"OPTIONS", "HEAD"}):
+            answers = []
+            for names in (hidden, nothing):
+                path = rule.rule.replace("<path:name>", "a.zip")
+                for argument, value in names.items():
+                    path = path.replace(f"<{argument}>", value)
+                body = a_project_json(names["name"]) if method == "PUT" else None
+                answer = api.send(method, path, token=mine, json=body)
+                text = answer.get_data(as_text=True)
+                answers.append((answer.status_code, text.replace(names["build_id"], "ID").replace(names["name"], "NAME")))
+            assert answers[0][0] == 404, (method, rule.rule, answers)
+            assert answers[0] == answers[1], (method, rule.rule)
+            seen += 1
+    assert seen >= 7
+
+
+def test_every_route_refuses_tokens_of_the_wrong_kind(api: Api) -> None:
+    project = tokens.create(api.db, "p", TokenScope.PROJECT, project="demo")
+    ended = tokens.create(api.db, "old", TokenScope.ADMIN, days=0)
+    wrong = {
+        Scope.USER: [api.worker],
+        Scope.ADMIN: [api.worker, project],
+        Scope.WORKER: [api.admin, project],
+    }
+    for rule in api.app.url_map.iter_rules():
+        scope = getattr(api.app.view_functions[rule.endpoint], "millrace_scope", None)
+        path = rule.rule.replace("<path:name>", "a").replace("<int:attempt_no>", "1").replace("<int:seq>", "0")
+        path = path.replace("<build_id>", "demo:x").replace("<name>", "demo")
+        for method in sorted((rule.methods or set()) - {"OPTIONS", "HEAD"}):
+            if scope is Scope.PUBLIC:
+                continue
+            assert api.send(method, path, token="").status_code == 401, (method, path)
+            if scope in wrong:
+                assert api.send(method, path, token=ended).status_code == 401, (method, path)
+                assert api.send(method, path, token="x" * 5000).status_code == 401, (method, path)
+                for token in wrong[scope]:
+                    assert api.send(method, path, token=token).status_code == 403, (method, path)
+
+
 def test_a_signed_address_cannot_be_changed(api: Api) -> None:
     build = api.build()
     claim = api.claim()
@@ -378,6 +470,25 @@ def test_a_fault_of_ours_shows_a_number_and_no_traceback(
     assert (answer.status_code, body["code"]) == (500, "internal")
     assert "secret detail" not in answer.get_data(as_text=True)
     assert body["detail"].rpartition(" ")[2] in capsys.readouterr().out
+
+
+def test_a_fault_of_ours_leaves_no_local_values_in_the_log(
+    api: Api, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_args: object, **_more: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("scheduler.queries.get_build", broken)
+    for name in ("console", "json"):
+        log.configure(name, "INFO")  # type: ignore[arg-type]
+        try:
+            api.send("GET", "/v1/builds/x")
+        finally:
+            structlog.reset_defaults()
+            logging.getLogger().handlers.clear()
+    text = capfd.readouterr().err
+    assert text.count("ZeroDivisionError") >= 2
+    assert api.admin not in text
 
 
 # Health
