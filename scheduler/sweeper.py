@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from millrace.errors import InfraProblem, MillraceError, Unavailable
+from millrace.errors import InfraProblem, InvalidInput, MillraceError, Unavailable
 from millrace.ids import log_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
@@ -120,7 +120,7 @@ class Sweeper:
             body = _ChunkReader(self._db, attempt.build_id, attempt.attempt_no)
             try:
                 self._store.put(self._settings.bucket, key, _as_file(body), size_bytes=attempt.log_bytes)
-            except InfraProblem as problem:
+            except (InfraProblem, InvalidInput) as problem:  # InvalidInput: chunks are missing, or another was faster
                 log.warning("log.not_stored", build_id=attempt.build_id, attempt_no=attempt.attempt_no, why=problem.message)
                 continue
             self._now_in_store(attempt, key, body.sha256)

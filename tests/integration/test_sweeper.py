@@ -1,12 +1,17 @@
 """The scheduler's round on real databases and a real Redis: what it relays, ends, puts away and forgets."""
 
 import hashlib
+import io
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from millrace.contract import ArtifactReport, LogFooter
+from millrace.errors import InfraProblem
 from millrace.ids import log_key, staging_prefix
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
@@ -15,8 +20,9 @@ from scheduler import attempts, dispatch, lifecycle, queries
 from scheduler.db import Database, now_ms
 from scheduler.dispatch import Bell
 from scheduler.leases import hash_token
-from scheduler.models import Attempt, Build, Idempotency, LogChunk, Outbox
+from scheduler.models import Attempt, Build, Event, Idempotency, Leader, LogChunk, Outbox, Worker
 from scheduler.sweeper import Sweeper
+from tests.support.postgres import PostgresServer
 from tests.support.records import a_build, a_claim, a_project, a_report
 from tests.support.redis import RedisServer
 
@@ -127,8 +133,6 @@ def test_an_ended_log_moves_to_the_store_and_reads_the_same(
 def test_what_a_losing_attempt_stored_is_removed_a_day_later(
     database: Database, settings: Settings, store: DirectoryStore, bell: Bell
 ) -> None:
-    import io
-
     a_project(database)
     build = a_build(database, settings)
     lost = a_claim(database, settings)
@@ -160,3 +164,174 @@ def test_old_keys_and_messages_are_forgotten(database: Database, settings: Setti
     with database.reading() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(Idempotency)) == 0
         assert session.scalar(sa.select(sa.func.count()).select_from(Outbox)) == 0
+
+
+def an_ended_log(database: Database, settings: Settings, text: bytes) -> str:
+    """A build that failed long ago, with its log still in the database."""
+    build = a_build(database, settings)
+    token = hash_token(a_claim(database, settings).token)
+    digest = hashlib.sha256(text).hexdigest()
+    attempts.store_log(database, build, 1, token, seq=0, offset=0, data=text, sha256=digest)
+    footer = LogFooter(chunks=1, size_bytes=len(text), sha256=digest)
+    lifecycle.finish(database, build, 1, token, a_report(Verdict.FAILED, Reason.EXIT_CODE, log=footer))
+    long_ago(database, build)
+    return build
+
+
+def test_two_schedulers_at_once_do_everything_once(
+    database: Database, settings: Settings, store: DirectoryStore, redis_server: RedisServer
+) -> None:
+    """Both act, as they would where one was frozen beyond its lease in the middle of a round."""
+    with redis_server.client() as client:
+        client.flushall()
+    a_project(database)
+    logs = {an_ended_log(database, settings, b"log %d" % n): b"log %d" % n for n in range(10)}
+    lost = [a_build(database, settings) for _ in range(10)]
+    late = [a_build(database, settings, priority=-1) for _ in range(10)]
+    for _ in lost:
+        a_claim(database, settings)
+    with database.transaction() as session:
+        session.execute(sa.update(Build).where(Build.id.in_(lost)).values(lease_expires_ms=now_ms() - 1))
+        session.execute(sa.update(Build).where(Build.id.in_(late)).values(queue_deadline_ms=now_ms() - 1))
+    sweepers = [Sweeper(database, Bell(redis_server.url), store, settings) for _ in range(2)]
+    for sweeper in sweepers:
+        sweeper._lead = lambda: True  # type: ignore[method-assign]
+    together = threading.Barrier(2)
+
+    def round_of(sweeper: Sweeper) -> None:
+        together.wait()
+        sweeper.sweep()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(round_of, sweepers))
+    with database.reading() as session:
+        moves = session.execute(sa.select(Event.build_id, Event.event).where(Event.event.in_(["REQUEUED", "TIMED_OUT"]))).all()
+        assert session.scalar(sa.select(sa.func.count()).select_from(LogChunk)) == 0
+    assert sorted(map(tuple, moves)) == sorted([*((b, "REQUEUED") for b in lost), *((b, "TIMED_OUT") for b in late)])
+    for build, text in logs.items():
+        assert queries.read_log(database, store, settings, build, 1, 0, 100) == text
+        info = queries.log_info(database, build)
+        assert info is not None
+        assert info.complete
+
+
+def test_when_the_leader_dies_another_takes_over_after_its_lease(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    first, second = Sweeper(database, bell, store, settings), Sweeper(database, bell, store, settings)
+    assert [first.sweep(), second.sweep()] == [True, False]
+    with database.transaction() as session:
+        session.execute(sa.update(Leader).values(expires_ms=now_ms() - 1))
+    assert [second.sweep(), first.sweep()] == [True, False]
+
+
+def test_a_leader_that_stops_leaves_its_place_at_once(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    stop = threading.Event()
+    stop.set()
+    first, second = Sweeper(database, bell, store, settings), Sweeper(database, bell, store, settings)
+    assert first.sweep()
+    first.run_forever(stop)
+    assert second.sweep()
+
+
+def test_a_store_that_is_away_keeps_nothing_else_waiting(
+    database: Database, settings: Settings, store: DirectoryStore, redis_server: RedisServer, bell: Bell, tmp_path: Path
+) -> None:
+    a_project(database)
+    logged = an_ended_log(database, settings, b"kept")
+    build = a_build(database, settings)
+    (tmp_path / "objects").write_text("no folder")
+    with database.transaction() as session:
+        session.add(Idempotency(scope="s", key="k", request_sha256="0" * 64, build_id=build, created_ms=1))
+    sweeper = Sweeper(database, bell, store, settings)
+    assert sweeper.sweep()
+    assert rung(redis_server) == 2
+    with database.reading() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(Idempotency)) == 0
+    assert queries.read_log(database, store, settings, logged, 1, 0, 10) == b"kept"
+    (tmp_path / "objects").unlink()
+    sweeper.sweep()
+    assert store.stat(settings.bucket, log_key(logged, 1)) is not None
+    assert queries.read_log(database, store, settings, logged, 1, 0, 10) == b"kept"
+
+
+def test_a_log_that_cannot_be_put_away_does_not_bar_the_others(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    a_project(database)
+    broken, whole = an_ended_log(database, settings, b"broken"), an_ended_log(database, settings, b"whole")
+    with database.transaction() as session:
+        session.execute(sa.delete(LogChunk).where(LogChunk.build_id == broken))
+    Sweeper(database, bell, store, settings).sweep()
+    assert store.stat(settings.bucket, log_key(broken, 1)) is None
+    assert store.stat(settings.bucket, log_key(whole, 1)) is not None
+
+
+def test_a_log_that_is_not_what_its_footer_says_is_marked(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    a_project(database)
+    build = an_ended_log(database, settings, b"true")
+    with database.transaction() as session:
+        session.execute(sa.update(LogChunk).values(data=b"lies"))
+    Sweeper(database, bell, store, settings).sweep()
+    info = queries.log_info(database, build)
+    assert info is not None
+    assert not info.complete
+
+
+def test_a_log_that_was_deleted_from_the_store_is_a_clear_error(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    a_project(database)
+    build = an_ended_log(database, settings, b"gone")
+    Sweeper(database, bell, store, settings).sweep()
+    store.delete(settings.bucket, log_key(build, 1))
+    with pytest.raises(InfraProblem, match="is not in the object store"):
+        queries.read_log(database, store, settings, build, 1, 0, 10)
+
+
+def test_what_was_seen_to_is_not_looked_at_again(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    a_project(database)
+    an_ended_log(database, settings, b"x")
+    with database.transaction() as session:
+        session.execute(sa.update(Worker).values(last_seen_ms=now_ms() - 8 * 86_400_000))
+    Sweeper(database, bell, store, settings).sweep()
+    with database.reading() as session:
+        assert session.scalars(sa.select(Attempt.swept)).all() == [True]
+        assert session.scalars(sa.select(Worker.id)).all() == []
+
+
+@pytest.mark.postgres
+def test_a_scheduler_outlives_its_database(
+    postgres_server: PostgresServer, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    with postgres_server.database() as url:
+        database = Database(url)
+        database.migrate()
+        a_project(database)
+        build = a_build(database, settings)
+        a_claim(database, settings)
+        stop = threading.Event()
+        quick = settings.model_copy(update={"sweep_every_s": 0.1})
+        scheduler = threading.Thread(target=Sweeper(database, bell, store, quick).run_forever, args=(stop,))
+        scheduler.start()
+        try:
+            postgres_server.stop()
+            time.sleep(0.5)  # some rounds without a database
+            postgres_server.start()
+            with database.transaction() as session:
+                session.execute(sa.update(Build).values(lease_expires_ms=now_ms() - 1))
+            until = time.monotonic() + 10
+            while (record := queries.get_build(database, build)) is None or record.state is not BuildState.QUEUED:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        finally:
+            stop.set()
+            scheduler.join(10)
+        assert not scheduler.is_alive()
+        database.dispose()
