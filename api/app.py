@@ -6,6 +6,7 @@ from flask import Flask
 
 from api import artifacts, attempts, builds, errors, health, logs, objects, projects, uploads
 from api.context import Context, places_for_streams
+from api.readiness import Readiness, silent
 from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler.db import Database
@@ -18,7 +19,8 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the default provider has it
     streams = threading.BoundedSemaphore(places_for_streams(settings.api_threads))
-    app.extensions["millrace"] = Context(settings=settings, db=db, store=store, bell=bell, streams=streams)
+    readiness = Readiness({"database": silent(db.check), "store": silent(store.check), "broker": bell.check})
+    app.extensions["millrace"] = Context(settings=settings, db=db, store=store, bell=bell, streams=streams, readiness=readiness)
     for part in (projects, builds, logs, artifacts, uploads, attempts, objects, health):
         app.register_blueprint(part.blueprint)
     errors.install(app)

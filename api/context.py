@@ -6,6 +6,7 @@ from typing import cast
 
 from flask import current_app
 
+from api.readiness import Readiness
 from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler.db import Database
@@ -25,6 +26,7 @@ class Context:
     store: Store
     bell: Bell
     streams: threading.BoundedSemaphore
+    readiness: Readiness
     closing: threading.Event = field(default_factory=threading.Event)
 
 

@@ -7,7 +7,6 @@ from flask import Blueprint
 from api.auth import Scope, needs
 from api.context import here
 from millrace import __version__
-from millrace.errors import MillraceError
 
 blueprint = Blueprint("health", __name__)
 
@@ -23,18 +22,7 @@ def alive() -> dict[str, str]:
 @needs(Scope.PUBLIC)
 def ready() -> tuple[dict[str, Any], int]:
     """200 where builds are accepted and kept: `ok`, or `degraded` where only the bell is away; else 503."""
-    context = here()
-    parts = {"database": _try(context.db.check), "store": _try(context.store.check)}
-    down = any(problem is not None for problem in parts.values())
-    parts["broker"] = context.bell.check()
-    degraded = parts["broker"] is not None
-    status = "down" if down else "degraded" if degraded else "ok"
+    parts = here().readiness.look()
+    down = parts["database"] is not None or parts["store"] is not None
+    status = "down" if down else "degraded" if parts["broker"] is not None else "ok"
     return {"status": status, "parts": {name: problem or "ok" for name, problem in parts.items()}}, 503 if down else 200
-
-
-def _try(check: Any) -> str | None:
-    try:
-        check()
-    except MillraceError as error:
-        return error.message
-    return None

@@ -45,10 +45,17 @@ class _Threads(ThreadWorker):
     """Gunicorn's threads; those who follow a log are let go when the server is told to stop, and the stalled in any case."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._end_streams()
+        super().handle_exit(sig, frame)
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        self._end_streams()
+        super().handle_quit(sig, frame)
+
+    def _end_streams(self) -> None:
         context = _context(self)
         if context is not None:
             context.closing.set()
-        super().handle_exit(sig, frame)
 
     def enqueue_req(self, conn: TConn) -> None:
         limit = struct.pack("ll", _STALLED_S, 0)
