@@ -183,7 +183,7 @@ def main() -> int:
         say("taking it down")
         run(*compose, "down", "--volumes", "--timeout", "20", env=environment)
         shutil.rmtree(work_dir, ignore_errors=True)
-    left = docker.from_env().containers.list(all=True, filters={"label": "millrace.build"})
+    left = docker.from_env().containers.list(all=True, filters={"label": f"millrace.workspaces={work_dir}"})
     if left:
         sys.exit(f"{len(left)} build containers are left")
     say("passed")
