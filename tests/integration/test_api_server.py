@@ -434,27 +434,30 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: ApiServer
 # Many at once
 
 
-def test_many_at_once_get_what_one_gets(server: ApiServer) -> None:
-    def start(n: int) -> str:
-        key = {"Idempotency-Key": f"key-{n % 10}"}
-        answer = httpx.post(
-            f"{server.url}/v1/builds", headers={**server.headers, **key}, json={"projectName": "demo"}, timeout=30
-        )
-        assert answer.status_code in (200, 201), answer.text
-        return str(answer.json()["id"])
+def test_many_at_once_get_what_one_gets(database: Database, settings: Settings) -> None:
+    with serving(database, settings, processes=2) as server:
+        a_project(server.db)
 
-    def look(_n: int) -> int:
-        return server.get("/v1/builds?limit=5").status_code
+        def start(n: int) -> str:
+            key = {"Idempotency-Key": f"key-{n % 10}"}
+            answer = httpx.post(
+                f"{server.url}/v1/builds", headers={**server.headers, **key}, json={"projectName": "demo"}, timeout=30
+            )
+            assert answer.status_code in (200, 201), answer.text
+            return str(answer.json()["id"])
 
-    with ThreadPoolExecutor(12) as pool:
-        started = pool.map(start, range(40))
-        looked = pool.map(look, range(20))
-        builds = set(started)
-        assert set(looked) == {200}
-    assert len(builds) == 10
-    found = server.get("/v1/builds?limit=100").json()["builds"]
-    assert {item["id"] for item in found} == builds
-    assert sorted(item["buildNumber"] for item in found) == list(range(1, 11))
+        def look(_n: int) -> int:
+            return server.get("/v1/builds?limit=5").status_code
+
+        with ThreadPoolExecutor(12) as pool:
+            started = pool.map(start, range(40))
+            looked = pool.map(look, range(20))
+            builds = set(started)
+            assert set(looked) == {200}
+        assert len(builds) == 10
+        found = server.get("/v1/builds?limit=100").json()["builds"]
+        assert {item["id"] for item in found} == builds
+        assert sorted(item["buildNumber"] for item in found) == list(range(1, 11))
 
 
 def test_the_road_over_both_databases(database: Database, settings: Settings) -> None:
