@@ -40,7 +40,7 @@ def diagnose(settings: Settings, purpose: str) -> list[Finding]:
         _python(),
         _program("git", "git", "git", "--version"),
         _program("redis-server", "redis-server", "redis-server", "--version"),
-        _engine(settings),
+        engine(settings),
         _disk(settings),
         _data_folder(settings),
     ]
@@ -69,7 +69,7 @@ def treat(findings: Sequence[Finding], settings: Settings, say: Callable[[str], 
             if done.returncode != 0:
                 say(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout)[-3000:]}")
                 return False
-    if not _engine(settings).ok and settings.docker_host is None and shutil.which("dockerd") is not None:
+    if not engine(settings).ok and settings.docker_host is None and shutil.which("dockerd") is not None:
         _start_dockerd(say)
     return True
 
@@ -138,7 +138,8 @@ def _postgres() -> Finding:
     return Finding(what="PostgreSQL server", ok=False, says="not installed", packages=("postgresql",))
 
 
-def _engine(settings: Settings) -> Finding:
+def engine(settings: Settings) -> Finding:
+    """Whether the Docker engine answers."""
     what = "Docker engine"
     try:
         client = (
@@ -160,7 +161,7 @@ def _engine(settings: Settings) -> Finding:
                 packages=("docker.io", "iptables"),
                 commands=("service docker start || dockerd &",),
             )
-        why = "may not be used by this user" if "Permission denied" in str(error) else "does not run"
+        why = "not for this user to use" if "Permission denied" in str(error) else "not running"
         mend = (
             f"usermod -aG docker {os.environ.get('USER', 'YOU')}"
             if "Permission" in str(error)

@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from buildenv.folder import pack
+from millrace import doctor
 from millrace.client import Client, build_path
 from millrace.commands import terminal
 from millrace.commands.farm import Session, connect
 from millrace.commands.terminal import LogPrinter, console, errors
-from millrace.errors import InvalidInput, NotFound
+from millrace.errors import InvalidInput, NotFound, Unavailable
 
 EXIT_STATUS: Final = {"SUCCEEDED": 0, "FAILED": 1, "FAULT": 3, "TIMED_OUT": 4, "STOPPED": 5}
 
@@ -60,6 +61,7 @@ def run(
     overrides = [_variable(text) for text in variables]
     spec = _buildspec(folder, buildspec)
     client = connect(session, start=True)
+    _need_engine(session)
     name = project or _project_name(folder)
     with tempfile.TemporaryFile() as body:
         packed = pack(folder, cast(BinaryIO, body))
@@ -221,6 +223,14 @@ def _fetch(client: Client, build_id: str, found: list[dict[str, Any]], out: Path
         target.parent.mkdir(parents=True, exist_ok=True)
         client.download(build_id, str(item["name"]), item["identifier"], target)
         console.print(f"fetched {target}", markup=False)
+
+
+def _need_engine(session: Session) -> None:
+    """Where the farm is this box, its engine must answer: a build would only wait for it, and nobody would know why."""
+    if session.settings.api_url is None and session.settings.engine == "docker":
+        found = doctor.engine(session.settings)
+        if not found.ok:
+            raise Unavailable(f"the Docker engine of this machine is {found.says}", hint="'millrace doctor --install' mends it.")
 
 
 def _stop_on_interrupt(client: Client, build_id: str) -> None:
