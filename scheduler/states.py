@@ -65,8 +65,11 @@ def page() -> str:
         f"```mermaid\n{diagram()}\n```\n\n"
         "CLAIMED, RUNNING and FINALIZING are held by one attempt through a lease. REQUEUED happens when a lease is\n"
         "lost or handed back, or when our side failed, and attempts are left. A wish to stop is not a state but a\n"
-        "column, `cancel_requested_ms`: whoever next moves the build sees it, and the build ends STOPPED. CodeBuild's\n"
-        "`buildStatus` is IN_PROGRESS in every state that is not terminal.\n\n"
+        "column, `cancel_requested_ms`: whoever next moves the build sees it, and the build ends STOPPED; a worker\n"
+        "that does not answer to it is fenced after three minutes. CodeBuild's `buildStatus` is IN_PROGRESS in every state\n"
+        "that is not terminal.\n\n"
+        "`MILLRACE_MAX_ATTEMPTS` counts the attempts that failed through us. One that was handed back because its worker\n"
+        "left (`infra.worker_shutdown`) is not counted, the first twenty times. A bug (`internal.bug`) is not tried again.\n\n"
         "## Reasons\n\n"
         "Every ended build has exactly one. `user.*` is the build's own doing, `infra.*` and `internal.*` are ours.\n\n"
         "| reason | what it means |\n|---|---|\n" + "".join(f"| `{reason}` | {REASON_MEANS[reason]} |\n" for reason in Reason)

@@ -44,6 +44,14 @@ def part(farm: Farm, words: str) -> int:
     raise AssertionError(f"no process of the farm has {words!r}")
 
 
+def is_gone(pid: int) -> bool:
+    """True where the process has ended, reaped or not."""
+    try:
+        return not Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 # Stopping and timing out
 
 
@@ -161,7 +169,10 @@ def test_builds_queued_while_redis_is_down_run_and_none_is_lost(farm: Farm) -> N
 def test_an_api_that_is_killed_comes_back_and_the_build_goes_on(farm: Farm) -> None:
     build = farm.build(["for n in 1 2 3 4 5 6; do echo step $n; sleep 0.5; done"], project="outage")
     farm.await_log(build, "step 1")
-    os.kill(part(farm, "millrace.cli api"), signal.SIGKILL)
+    api = part(farm, "millrace.cli api")
+    servers = [api, *children_of(api)]
+    os.kill(api, signal.SIGKILL)
+    wait_until(lambda: all(map(is_gone, servers)))  # its orphans still answer for a moment
     wait_until(lambda: farm.client.alive())
     farm.hang_up()
     ended = farm.ended(build)
