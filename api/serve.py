@@ -1,8 +1,11 @@
 """The API on gunicorn: threads, since a followed log holds one; streams end when the server stops."""
 
+import ctypes
 import os
+import signal
 import socket
 import struct
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -22,6 +25,7 @@ from scheduler.db import Database
 from scheduler.dispatch import Bell
 
 log = get_logger(__name__)
+_PR_SET_PDEATHSIG: Final = 1
 _STALLED_S: Final = 60
 """How long a thread waits for a client that neither sends nor takes a byte in the middle of a request."""
 
@@ -83,6 +87,7 @@ class _Server(BaseApplication):
             "errorlog": "-",
             "loglevel": "warning",
             "when_ready": self._when_ready,
+            "post_fork": _die_with_master,
             "worker_exit": _close,
         }
         for name, value in options.items():
@@ -100,6 +105,14 @@ class _Server(BaseApplication):
             written = self._ready_file.with_name(f".{self._ready_file.name}.{os.getpid()}")
             written.write_text(address)
             written.replace(self._ready_file)  # whoever waits for the file finds all of it
+
+
+def _die_with_master(server: Arbiter, _worker: Worker) -> None:
+    """A server process whose master was killed would hold the port, and keep the next server from starting; end it at once."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != server.pid:  # the master died before that held
+            os._exit(1)
 
 
 def _context(worker: Worker) -> Context | None:

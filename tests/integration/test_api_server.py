@@ -255,6 +255,25 @@ def test_a_server_that_is_told_to_stop_lets_streams_go_at_once(server: ApiServer
     assert "Traceback" not in server.log.read_text()
 
 
+def test_no_process_holds_the_port_when_the_master_is_killed(server: ApiServer) -> None:
+    build, _journal = begun(server)
+    address = urlsplit(server.url)
+    with follow(server, build) as answer:
+        assert answer.status_code == 200
+        server.process.kill()
+        server.process.wait(10)
+
+        def is_free() -> bool:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                with contextlib.suppress(OSError):
+                    probe.bind((address.hostname, address.port))
+                    return True
+            return False
+
+        wait_until(is_free, within_s=1)
+
+
 # Bytes in and out
 
 
