@@ -76,24 +76,29 @@ class Client:
     def follow(self, build_id: str) -> Iterator[LogEvent]:
         """The build's events until it has ended. A broken connection is taken up again where it broke."""
         last_id = ""
-        silent_since = time.monotonic()
+        broken_since: float | None = None
         while True:
             headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
+            why: Exception = Unavailable("it breaks the log off")
             try:
                 with self._http.stream(
                     "GET", f"{build_path(build_id)}/logs", headers=headers, timeout=httpx.Timeout(30, connect=5)
                 ) as answer:
                     _check(answer)
                     for ident, event in _events(answer.iter_lines()):
-                        silent_since = time.monotonic()
+                        if event.kind == "error":
+                            why = Unavailable(str(event.data.get("detail")))
+                            break
+                        broken_since = None
                         last_id = ident or last_id
-                        if event.kind != "error":
-                            yield event
+                        yield event
                         if event.kind == "end":
                             return
             except (httpx.TransportError, Unavailable) as error:
-                if time.monotonic() - silent_since > _RECONNECT_S:
-                    raise self._away(error) from error
+                why = error
+            broken_since = broken_since or time.monotonic()
+            if time.monotonic() - broken_since > _RECONNECT_S:
+                raise self._away(why) from why
             time.sleep(0.5)
 
     def download(self, build_id: str, name: str, identifier: str | None, target: Path) -> None:
