@@ -45,6 +45,8 @@ from millrace.vocabulary import (
 
 log = get_logger(__name__)
 _UPLOADS_AT_ONCE: Final = 4
+_UNPACKED_FILES: Final = 20_000
+"""Each is a record and an object of its own; more belong into a zip."""
 _GRACE_S: Final = 10.0
 _ENDS_THE_BUILD: Final = frozenset({PhaseType.INSTALL, PhaseType.PRE_BUILD})
 """Phases whose failure leaves nothing to go on with (CodeBuild: build phase transitions)."""
@@ -510,6 +512,12 @@ class _Attempt:
         if one.whole:
             packed = artifacts.pack_zip(found, folder / "artifact.zip", max_bytes=most)
             return [self._send(packed, one.name, prefix, "ZIP", one.identifier)]
+        if len(found) > _UNPACKED_FILES:
+            raise BuildProblem(
+                f"there are {len(found)} artifacts to keep file by file, and at most {_UNPACKED_FILES} are taken",
+                reason=Reason.ARTIFACT_TOO_LARGE,
+                hint="Use packaging ZIP.",
+            )
         if sum(item.size_bytes for item in found) > most:
             raise artifacts.too_large(sum(item.size_bytes for item in found), most)
 

@@ -125,6 +125,14 @@ def test_a_token_works_until_it_is_revoked_or_expires(database: Database) -> Non
     assert tokens.verify(database, old) is None
 
 
+def test_a_projects_tokens_end_with_it(database: Database) -> None:
+    a_project(database)
+    secret = tokens.create(database, "ci", TokenScope.PROJECT, project="demo")
+    projects.delete(database, "demo")
+    a_project(database)
+    assert tokens.verify(database, secret) is None
+
+
 def test_a_tokens_secret_is_nowhere_in_the_records(database: Database) -> None:
     secret = tokens.create(database, "admin", TokenScope.ADMIN)
     with database.reading() as session:
