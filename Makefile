@@ -39,8 +39,7 @@ fmt: setup ## Format and mend what can be mended
 
 services: setup
 	@$(BIN)/millrace doctor --install --for test
-	@scripts/minio >/dev/null
-	@$(BIN)/python -m buildenv.images build
+	@scripts/minio >/dev/null & minio=$$!; $(BIN)/python -m buildenv.images build; wait $$minio
 
 unit: setup ## Unit tests
 	$(PYTEST) tests/unit
