@@ -342,6 +342,15 @@ class DockerEngine:
             raise _lost(f"{path} cannot be read from the container: {_words(error)}") from error
         return _chunks(chunks)
 
+    def copy_in(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
+        try:
+            with _talking():
+                self._client(CREATE_S).put_archive(container_id, path, iter(tar))
+        except APIError as error:
+            raise BuildProblem(
+                f"the engine cannot unpack into {path} of the container: {_words(error)}", reason=Reason.BAD_IMAGE
+            ) from error
+
     def remove(self, container_id: str) -> None:
         self._created.pop(container_id, None)
         try:

@@ -100,7 +100,7 @@ class Console(Protocol):
 
 
 class Engine(Protocol):
-    """Order of calls: ensure_image, create, attach, start, state..., stop, copy_out, remove. Safe from several threads.
+    """Order of calls: ensure_image, create, attach, start, copy_in, state..., stop, copy_out, remove. Safe from several threads.
 
     Every method raises InfraProblem(ENGINE_LOST) where the engine does not answer; `stop` and `remove` may be called twice
     and on containers that are gone.
@@ -133,6 +133,12 @@ class Engine(Protocol):
 
     def copy_out(self, container_id: str, path: str) -> Iterator[bytes]:
         """`path` of the container (also a stopped one) as a tar stream. Raises FileNotFoundError where there is none."""
+
+    def copy_in(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
+        """Unpack a tar stream into the folder `path` of the container, which is there; running or not.
+
+        Raises BuildProblem(BAD_IMAGE) where the engine cannot unpack it there.
+        """
 
     def remove(self, container_id: str) -> None:
         """Remove it with its volumes, running or not."""

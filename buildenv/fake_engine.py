@@ -117,6 +117,16 @@ class FakeEngine:
             raise FileNotFoundError(f"the container has no {path}")
         return (content[at : at + CHUNK_BYTES] for at in range(0, len(content), CHUNK_BYTES))
 
+    def copy_in(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
+        container = self._find(container_id)
+        if container is None:
+            raise InfraProblem("the container is gone", reason=Reason.ENGINE_LOST)
+        try:
+            with tarfile.open(fileobj=io.BytesIO(b"".join(tar))) as archive:
+                container.files.unpack(path, archive)
+        except (OSError, tarfile.TarError) as error:
+            raise BuildProblem(f"the engine cannot unpack into {path}: {error}", reason=Reason.BAD_IMAGE) from error
+
     def remove(self, container_id: str) -> None:
         container = self._find(container_id)
         if container is None:
@@ -423,8 +433,18 @@ class _Files:
             mount.target == path or mount.target.startswith(path.rstrip("/") + "/") for mount in self._mounts
         )
 
+    def unpack(self, path: str, tar: tarfile.TarFile) -> None:
+        """Files and folders of `tar` below `path`; other kinds of entry are more than this has."""
+        for entry in tar:
+            target = f"{path.rstrip('/')}/{entry.name.strip('/')}"
+            if entry.isdir():
+                self.make_folder(target, parents=True)
+            elif entry.isreg() and (content := tar.extractfile(entry)) is not None:
+                self.make_folder(str(PurePosixPath(target).parent), parents=True)
+                self.write(target, content.read(), append=False)
+
     def archive(self, path: str) -> bytes | None:
-        """A tar of one file or mounted folder; None where there is none."""
+        """A tar of one file, or of a folder with what is in it; None where there is none."""
         body = io.BytesIO()
         name = PurePosixPath(path).name
         with tarfile.open(fileobj=body, mode="w") as tar:
@@ -432,12 +452,19 @@ class _Files:
             if host is not None and host.exists():
                 tar.add(host, arcname=name)
             elif path in self._memory:
-                entry = tarfile.TarInfo(name)
-                entry.size = len(self._memory[path])
-                tar.addfile(entry, io.BytesIO(self._memory[path]))
+                self._add(tar, name, path)
+            elif path in self._folders:
+                inside = sorted(kept for kept in self._memory if kept.startswith(path.rstrip("/") + "/"))
+                for kept in inside:
+                    self._add(tar, name + kept[len(path.rstrip("/")) :], kept)
             else:
                 return None
         return body.getvalue()
+
+    def _add(self, tar: tarfile.TarFile, name: str, path: str) -> None:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(self._memory[path])
+        tar.addfile(entry, io.BytesIO(self._memory[path]))
 
     def _host(self, path: str, *, writing: bool) -> Path | None:
         for mount in self._mounts:

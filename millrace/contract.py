@@ -6,6 +6,8 @@ Routes (`api/attempts.py`), all below `/worker/v1`:
   POST /attempts/{build_id}/{attempt_no}/phase   PhaseReport   -> {}
   PUT  /attempts/{build_id}/{attempt_no}/log/{seq}   raw bytes, with the headers `LOG_OFFSET_HEADER` and `LOG_SHA256_HEADER` -> {}
   POST /attempts/{build_id}/{attempt_no}/grant   GrantRequest  -> Grant
+  POST /attempts/{build_id}/{attempt_no}/grant/secrets   SecretsRequest -> SecretsReply
+  POST /attempts/{build_id}/{attempt_no}/grant/cache     CacheQuery -> CacheHit, or 204 where no cache answers
   POST /attempts/{build_id}/{attempt_no}/finish  FinishReport  -> {}
 Every verb may be sent twice: the second does nothing and answers as the first. An attempt that no longer holds its build
 gets 409 with the code `attempt_fenced`.
@@ -52,6 +54,9 @@ class Claim(Shape):
     submitted_at_ms: int
     initiator: str
     region: str
+    build_url: str = ""
+    retries: int = 0
+    """How many attempts of this build have ended by `on-failure: RETRY`."""
     settings: BuildSettings
 
 
@@ -92,10 +97,11 @@ class GrantRequest(Shape):
     """Ask for an address to move bytes to or from the object store.
 
     `artifact`: put one file of this attempt, named `name` inside the attempt's staging prefix.
+    `cache`: put one archive, named `name` among the caches that this attempt offers.
     `source`: get the object at `name` (`bucket/key`), which must be one of this build's own sources.
     """
 
-    kind: Literal["artifact", "source"]
+    kind: Literal["artifact", "cache", "source"]
     name: str = Field(min_length=1, max_length=1024)
     size_bytes: int | None = Field(default=None, ge=0)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
@@ -114,8 +120,69 @@ class Grant(Shape):
     expires_in_s: int
 
 
+class SecretReference(Shape):
+    """A variable whose value is a secret: `value` is the reference, never the secret (CodeBuild: EnvironmentVariable)."""
+
+    name: str = Field(min_length=1, max_length=256)
+    type: Literal["PARAMETER_STORE", "SECRETS_MANAGER"]
+    value: str = Field(min_length=1, max_length=2048)
+
+
+class SecretsRequest(Shape):
+    """Ask for the values of secrets, all or none."""
+
+    references: tuple[SecretReference, ...] = Field(min_length=1, max_length=200)
+
+
+class SecretsReply(Shape):
+    """The values by variable name."""
+
+    values: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"SecretsReply({', '.join(self.values)})"
+
+    __str__ = __repr__
+
+
+class CacheQuery(Shape):
+    """Ask for a cache of this project (or of its cacheNamespace) that was made of the same paths.
+
+    `version` names the paths; `keys` are tried in order: the first as it stands, those behind it as prefixes, of which the newest
+    cache counts. An empty first key is the cache without a key.
+    """
+
+    version: str = Field(pattern=r"^[0-9a-f]{64}$")
+    keys: tuple[str, ...] = Field(min_length=1, max_length=6)
+
+
+class CacheHit(Shape):
+    """The cache that answers: `exact` where it is that of the first key."""
+
+    key: str
+    exact: bool
+    size_bytes: int
+    sha256: str
+    build_id: str
+    grant: Grant
+
+
+class CacheReport(Shape):
+    """One cache that the attempt uploaded: `object_key` is the grant's key."""
+
+    key: str = Field(max_length=512)
+    version: str = Field(pattern=r"^[0-9a-f]{64}$")
+    object_key: str = Field(min_length=1, max_length=1200)
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class ArtifactReport(Shape):
-    """One object that the attempt uploaded. `name` is what the user sees; `identifier` None means the primary artifact."""
+    """One object that the attempt uploaded. `name` is what the user sees; `identifier` None means the primary artifact.
+
+    `set_name` is what the buildspec calls the whole artifact, where `overrideArtifactName` lets it, as the shell made it out;
+    `s3_prefix` is the buildspec's own. Both only say where the object is published.
+    """
 
     name: str = Field(min_length=1, max_length=1024)
     key: str = Field(min_length=1, max_length=1200)
@@ -125,6 +192,8 @@ class ArtifactReport(Shape):
     packaging: Literal["NONE", "ZIP"]
     file_count: int = Field(ge=1)
     identifier: str | None = None
+    set_name: str | None = Field(default=None, max_length=1024)
+    s3_prefix: str | None = Field(default=None, max_length=1024)
 
 
 class LogFooter(Shape):
@@ -150,6 +219,7 @@ class FinishReport(Shape):
     message: str = ""
     exit_code: int | None = None
     artifacts: tuple[ArtifactReport, ...] = ()
+    caches: tuple[CacheReport, ...] = ()
     log: LogFooter
     resolved_source_version: str | None = None
     exported_variables: tuple[ExportedVariable, ...] = ()

@@ -72,6 +72,7 @@ class Reason(StrEnum):
     ARTIFACTS_NOT_FOUND = "user.artifacts_not_found"
     ARTIFACT_TOO_LARGE = "user.artifact_too_large"
     SECRET_UNAVAILABLE = "user.secret_unavailable"  # noqa: S105  # a reason, not a secret
+    PHASE_RETRY = "user.phase_retry"
     QUEUE_TIMEOUT = "queue_timeout"
     WORKER_LOST = "infra.worker_lost"
     WORKER_SHUTDOWN = "infra.worker_shutdown"
@@ -99,6 +100,7 @@ REASON_MEANS: Final[dict[Reason, str]] = {
     Reason.ARTIFACTS_NOT_FOUND: "no file matches the artifacts section, or one cannot be kept",
     Reason.ARTIFACT_TOO_LARGE: "an artifact is over the farm's limit",
     Reason.SECRET_UNAVAILABLE: "a secret that the build asks for cannot be had",
+    Reason.PHASE_RETRY: "a phase failed whose on-failure is RETRY; seen on attempts only, since the build is tried again",
     Reason.QUEUE_TIMEOUT: "the build waited longer than its queued time-out",
     Reason.WORKER_LOST: "the worker went silent, or its process died, as often as attempts are allowed",
     Reason.WORKER_SHUTDOWN: "the worker left; seen on attempts only, since the build is tried again",

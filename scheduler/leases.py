@@ -122,6 +122,7 @@ def _take(session: Session, build: Build, worker_id: str, settings: Settings) ->
         submitted_at_ms=build.submitted_ms,
         initiator=build.initiator,
         region=settings.region,
+        build_url=f"{settings.api}/v1/builds/{build.id}",
         settings=wanted,
     )
 

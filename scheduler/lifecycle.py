@@ -32,11 +32,12 @@ _FREE_RETURNS: Final = 20
 _OURS: Final = frozenset(reason for reason in Reason if reason.startswith(("infra.", "internal.")))
 _REASONS: Final[dict[Verdict, frozenset[Reason]]] = {
     Verdict.SUCCEEDED: frozenset({Reason.SUCCEEDED}),
-    Verdict.FAILED: frozenset(r for r in Reason if r.startswith("user.")) - {Reason.TIMEOUT, Reason.CANCELLED},
+    Verdict.FAILED: frozenset(r for r in Reason if r.startswith("user."))
+    - {Reason.TIMEOUT, Reason.CANCELLED, Reason.PHASE_RETRY},
     Verdict.TIMED_OUT: frozenset({Reason.TIMEOUT}),
     Verdict.STOPPED: frozenset({Reason.CANCELLED}),
     Verdict.FAULT: _OURS,
-    Verdict.HANDED_BACK: _OURS,
+    Verdict.HANDED_BACK: _OURS | {Reason.PHASE_RETRY},
 }
 """Which Reasons a verdict may have, so that FAILED stays the user's and FAULT ours."""
 _MAX_VERSION_CHARS: Final = 256
@@ -210,7 +211,7 @@ def _conclude(session: Session, build: Build, report: FinishReport, message: str
                 build_id=build.id,
                 identifier=item.identifier or "",
                 attempt_no=build.attempt_no,
-                **item.model_dump(exclude={"identifier"}),
+                **item.model_dump(exclude={"identifier", "set_name", "s3_prefix"}),
             )
         )
     build.exported = [variable.model_dump() for variable in report.exported_variables]

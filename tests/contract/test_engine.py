@@ -200,6 +200,23 @@ def test_files_come_out_of_a_stopped_container(bench: Bench) -> None:
     console.close()
 
 
+def test_files_go_into_a_container_that_runs(bench: Bench) -> None:
+    shell, container, console = bench.shell()
+    ran(shell, "true")
+    body = BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as tar:
+        for name in ("codebuild/output/cached/deep/a", "tmp/b"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 5
+            tar.addfile(entry, BytesIO(b"kept\n"))
+    bench.engine.copy_in(container, "/", (body.getvalue()[at : at + 100] for at in range(0, len(body.getvalue()), 100)))
+    assert (bench.folder / "output/cached/deep/a").read_text() == "kept\n"
+    assert ran(shell, "cat /tmp/b") == (0, "kept\n")
+    with pytest.raises(BuildProblem):
+        bench.engine.copy_in(container, "/", [b"no tar at all " * 100])
+    console.close()
+
+
 def test_what_is_mounted_is_shared_and_read_only_is_kept(bench: Bench) -> None:
     shell, _container, console = bench.shell()
     ran(shell, "echo out > /codebuild/output/made.txt")
