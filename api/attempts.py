@@ -11,15 +11,18 @@ from millrace.contract import (
     LOG_OFFSET_HEADER,
     LOG_SHA256_HEADER,
     MAX_LOG_CHUNK_BYTES,
+    CacheHit,
+    CacheQuery,
     ClaimRequest,
     FinishReport,
     Grant,
     GrantRequest,
     PhaseReport,
     RenewRequest,
+    SecretsRequest,
 )
 from millrace.errors import InvalidInput, NotFound, RequestError, TooLarge
-from millrace.ids import staging_prefix
+from millrace.ids import cache_prefix, staging_prefix
 from millrace.project import BuildSettings
 from millrace.vocabulary import SourceType
 from scheduler import attempts, leases, lifecycle, queries
@@ -83,25 +86,54 @@ def log(build_id: str, attempt_no: int, seq: int) -> dict[str, Any]:
 @blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant")
 @needs(Scope.ATTEMPT)
 def grant(build_id: str, attempt_no: int) -> Response:
-    """An address to put one artifact of this attempt, or to get one of this build's own sources."""
+    """An address to put one artifact or cache of this attempt, or to get one of this build's own sources."""
     context = here()
     wanted = jsonbody.read(GrantRequest)
     settings = attempts.settings_of(context.db, build_id, attempt_no, attempt_token_hash())
     if wanted.kind == "source":
         return _json(_source(settings, wanted).model_dump_json(by_alias=True))
     if wanted.size_bytes is None or wanted.sha256 is None:
-        raise InvalidInput("a grant for an artifact names its sizeBytes and sha256")
+        raise InvalidInput(f"a grant for {wanted.kind} names its sizeBytes and sha256")
     if wanted.size_bytes > context.settings.max_upload_bytes:
         raise TooLarge(f"{wanted.name} has {wanted.size_bytes} bytes, the limit is {context.settings.max_upload_bytes}")
+    prefix = staging_prefix if wanted.kind == "artifact" else cache_prefix
     granted = context.store.presign(
         "PUT",
         context.settings.bucket,
-        staging_prefix(build_id, attempt_no) + wanted.name,
+        prefix(build_id, attempt_no) + wanted.name,
         expires_in_s=_PUT_S,
         size_bytes=wanted.size_bytes,
         sha256=wanted.sha256,
     )
     return _json(granted.model_dump_json(by_alias=True))
+
+
+@blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant/secrets")
+@needs(Scope.ATTEMPT)
+def secrets(build_id: str, attempt_no: int) -> Response:
+    """The values of the secrets that a build asks for, all or none."""
+    wanted = jsonbody.read(SecretsRequest)
+    attempts.settings_of(here().db, build_id, attempt_no, attempt_token_hash())
+    raise NotFound(f"parameter does not exist: {', '.join(sorted(one.name for one in wanted.references))}")
+
+
+@blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant/cache")
+@needs(Scope.ATTEMPT)
+def cache(build_id: str, attempt_no: int) -> Response:
+    """The cache that answers, with an address to get it, or 204."""
+    context = here()
+    found = attempts.find_cache(context.db, build_id, attempt_no, attempt_token_hash(), jsonbody.read(CacheQuery))
+    if found is None or context.store.stat(context.settings.bucket, found.object_key) is None:
+        return Response(status=204)
+    hit = CacheHit(
+        key=found.key,
+        exact=found.exact,
+        size_bytes=found.size_bytes,
+        sha256=found.sha256,
+        build_id=found.build_id,
+        grant=context.store.presign("GET", context.settings.bucket, found.object_key, expires_in_s=_GET_S),
+    )
+    return _json(hit.model_dump_json(by_alias=True))
 
 
 def _may_read(project: str, key: str) -> bool:

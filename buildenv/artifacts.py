@@ -3,17 +3,21 @@ no link is followed out of it, nothing but plain files is read, and what changes
 """
 
 import hashlib
+import itertools
 import os
+import shutil
 import stat
+import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, cast
 
 from buildenv import globs
 from buildenv.buildspec import ArtifactsSpec
-from millrace.errors import BuildProblem
+from buildenv.tarstream import CopyOut, entries, root_of
+from millrace.errors import BuildProblem, InfraProblem
 from millrace.vocabulary import Reason
 
 MAX_FILES: Final = 200_000
@@ -51,40 +55,110 @@ def nothing_found(message: str = "no matching artifact paths found") -> BuildPro
     )
 
 
-def collect(spec: ArtifactsSpec, root: Path, say: Say) -> list[Found]:
-    """The files that `spec` names below `root`. Raises BuildProblem where there are none, or too many."""
+class Outside:
+    """Files of the container outside the source, for absolute patterns: brought into `folder` of the host as they are found.
+
+    The container must not change meanwhile. Links are not brought along: they lead into the container.
+    """
+
+    def __init__(self, copy_out: CopyOut, folder: Path) -> None:
+        self._copy_out, self._folder = copy_out, folder
+        self._numbers = itertools.count()
+
+    def find(self, glob: str, say: Say) -> Iterator[tuple[Path, str]]:
+        """The plain files that an absolute pattern names: where each lies on the host now, and its path in the container."""
+        root = root_of(glob)
+        if root == "/" or root.split("/")[1] in ("proc", "sys", "dev"):
+            say(f"Skipping invalid file path {glob}")
+            return
+        self._folder.mkdir(exist_ok=True)
+        try:
+            for entry in entries(self._copy_out, root):
+                if not globs.matches(glob.strip("/"), entry.path.strip("/")):
+                    continue
+                if entry.body is None:
+                    if not entry.info.isdir():
+                        say(f"Skipping {entry.path}: it is no regular file")
+                    continue
+                kept = self._folder / str(next(self._numbers))
+                with open(kept, "xb") as file:
+                    shutil.copyfileobj(entry.body, file)
+                kept.chmod(entry.info.mode & 0o777 | stat.S_IRUSR)
+                yield kept, entry.path
+        except FileNotFoundError:
+            return
+        except tarfile.TarError as error:
+            raise InfraProblem(f"the engine did not give {root} out whole: {error}", reason=Reason.ENGINE_LOST) from error
+
+
+def collect(spec: ArtifactsSpec, root: Path, outside: Outside, say: Say) -> list[Found]:
+    """The files that `spec` names below `root`, and by absolute patterns in the container. Raises BuildProblem where there are
+    none, or too many."""
     say(f"Expanding base directory path: {spec.base_directory or '.'}")
+    if spec.base_directory is not None and spec.base_directory.startswith("/"):
+        found = _from_outside(spec, spec.base_directory.rstrip("/"), outside, say)
+    else:
+        found = _from_source(spec, root, outside, say)
+    if not found:
+        raise nothing_found()
+    return sorted(found.values(), key=lambda item: item.name)
+
+
+def _from_source(spec: ArtifactsSpec, root: Path, outside: Outside, say: Say) -> dict[str, Found]:
     bases = _bases(spec.base_directory, root)
     if not bases:
         raise nothing_found(f"no matching base directory path found for {spec.base_directory}")
     say("Assembling file list")
     found: dict[str, Found] = {}
     for base in bases:
-        entries = list(_walk(base, say))
+        kept = list(_walk(base, say))
         say(f"Expanding file paths for base directory {base.relative_to(root).as_posix()}")
         for glob in spec.files:
-            wanted = _relative(glob, base)
             say(f"Expanding {glob}")
-            hits = 0
-            for path, name in entries:
-                if wanted is None or not globs.matches(wanted, name) or any(globs.matches(x, name) for x in spec.exclude_paths):
-                    continue
-                hits += 1
-                item = _file(base, path, name, spec, say)
-                if item is not None:
-                    found[item.name] = item
-            say(f"Found {hits} file(s)" if hits else f"Skipping invalid file path {glob}")
-    if not found:
-        raise nothing_found()
-    return sorted(found.values(), key=lambda item: item.name)
+            if glob.startswith("/"):
+                brought = ((path, inside.strip("/")) for path, inside in outside.find(glob, say))
+                _tell(glob, _take(spec, brought, None, found, say), say)
+            else:
+                matching = ((path, name) for path, name in kept if globs.matches(glob.removeprefix("./"), name))
+                _tell(glob, _take(spec, matching, base, found, say), say)
+    return found
+
+
+def _from_outside(spec: ArtifactsSpec, base: str, outside: Outside, say: Say) -> dict[str, Found]:
+    """An absolute base directory: every pattern is relative to it, but for absolute ones."""
+    say("Assembling file list")
+    depth = len(base.strip("/").split("/"))
+    found: dict[str, Found] = {}
+    for glob in spec.files:
+        say(f"Expanding {glob}")
+        wanted = glob if glob.startswith("/") else f"{base}/{glob.removeprefix('./')}"
+        cut = 0 if glob.startswith("/") else depth
+        brought = ((path, "/".join(inside.strip("/").split("/")[cut:])) for path, inside in outside.find(wanted, say))
+        _tell(glob, _take(spec, brought, None, found, say), say)
+    return found
+
+
+def _tell(glob: str, hits: int, say: Say) -> None:
+    say(f"Found {hits} file(s)" if hits else f"Skipping invalid file path {glob}")
+
+
+def _take(spec: ArtifactsSpec, matching: Iterable[tuple[Path, str]], base: Path | None, found: dict[str, Found], say: Say) -> int:
+    """Put what is not excluded into `found`, by its name in the artifact; how many that were."""
+    hits = 0
+    for path, name in matching:
+        if any(globs.matches(excluded, name) for excluded in spec.exclude_paths):
+            continue
+        hits += 1
+        item = _file(base or path.parent, path, name, spec, say)
+        if item is not None:
+            found[item.name] = item
+    return hits
 
 
 def _bases(glob: str | None, root: Path) -> list[Path]:
     if glob is None or glob in (".", "./", ""):
         return [root]
-    wanted = _relative(glob, root)
-    if wanted is None:
-        return []
+    wanted = glob.removeprefix("./").rstrip("/")
     if wanted in ("", "."):
         return [root]
     found = []
@@ -92,14 +166,9 @@ def _bases(glob: str | None, root: Path) -> list[Path]:
         folders.sort()
         for name in folders:
             path = Path(folder, name)
-            if not path.is_symlink() and globs.matches(wanted.rstrip("/"), path.relative_to(root).as_posix()):
+            if not path.is_symlink() and globs.matches(wanted, path.relative_to(root).as_posix()):
                 found.append(path)
     return found
-
-
-def _relative(glob: str, base: Path) -> str | None:
-    """`glob` relative to `base`; None for an absolute one, which names files of the container outside the source."""
-    return None if glob.startswith("/") else glob.removeprefix("./")
 
 
 def _walk(base: Path, say: Say) -> Iterator[tuple[Path, str]]:
@@ -148,7 +217,7 @@ def _file(base: Path, path: Path, name: str, spec: ArtifactsSpec, say: Say) -> F
     return Found(path=path, name=target, size_bytes=status.st_size)
 
 
-class _Hashed:
+class Hashed:
     """A file that is measured and hashed while it is written, once, from front to back."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -179,7 +248,7 @@ def check_name(name: str) -> None:
 def pack_zip(files: Sequence[Found], target: Path, *, max_bytes: int) -> Packed:
     """All `files` in one zip at `target`, in the order given. Raises BuildProblem where it grows over `max_bytes`."""
     with open(target, "xb") as file:
-        hashed = _Hashed(file)
+        hashed = Hashed(file)
         with zipfile.ZipFile(cast(IO[bytes], hashed), mode="w", compression=zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for item in files:
                 _add(archive, item)
@@ -209,7 +278,7 @@ def pack_file(item: Found, target: Path, *, max_bytes: int) -> Packed:
     if item.size_bytes > max_bytes:
         raise too_large(item.size_bytes, max_bytes)
     with open(target, "xb") as file, _open(item) as source:
-        hashed = _Hashed(file)
+        hashed = Hashed(file)
         _copy(source, hashed, item, os.fstat(source.fileno()).st_size)
     return _packed(target, hashed, 1)
 
@@ -222,7 +291,7 @@ def _open(item: Found) -> IO[bytes]:
     return os.fdopen(handle, "rb")
 
 
-def _copy(source: IO[bytes], target: "IO[bytes] | _Hashed", item: Found, size: int) -> None:
+def _copy(source: IO[bytes], target: "IO[bytes] | Hashed", item: Found, size: int) -> None:
     left = size
     while left and (piece := source.read(min(left, _PIECE_BYTES))):
         target.write(piece)
@@ -235,7 +304,7 @@ def _copy(source: IO[bytes], target: "IO[bytes] | _Hashed", item: Found, size: i
         )
 
 
-def _packed(path: Path, hashed: _Hashed, count: int) -> Packed:
+def _packed(path: Path, hashed: Hashed, count: int) -> Packed:
     return Packed(
         path=path,
         size_bytes=hashed.size_bytes,

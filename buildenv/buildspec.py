@@ -59,6 +59,10 @@ class OnFailure:
     count: int = 0
     pattern: str = ".*"
 
+    def matches(self, message: str) -> bool:
+        """True where the pattern is found in `message`, in any of its lines."""
+        return re.search(self.pattern, message, re.MULTILINE) is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSpec:

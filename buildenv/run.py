@@ -6,36 +6,40 @@ sideways; `run` knows no database, no queue and no API.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-from buildenv import artifacts, buildspec, images, source, variables, workspace, yamltree
-from buildenv.buildspec import ArtifactsSpec, Buildspec, Command, PhaseSpec
+from buildenv import buildspec, images, source, uploads, variables, workspace, yamltree
+from buildenv.artifacts import Outside
+from buildenv.buildlog import BuildLog
+from buildenv.buildspec import Buildspec, Command, OnFailure, PhaseSpec
+from buildenv.caching import BuildCache
 from buildenv.engine import Console, ContainerSpec, Engine, Image, Mount
 from buildenv.shell import RUNNER_COMMAND, Shell
+from buildenv.source import Credential
 from buildenv.workspace import Workspace
 from millrace.contract import (
     ArtifactReport,
+    CacheHit,
+    CacheQuery,
+    CacheReport,
     Claim,
     ExportedVariable,
     Grant,
     GrantRequest,
     PhaseContext,
     PhaseReport,
+    SecretReference,
 )
 from millrace.errors import BadBuildspec, BuildProblem, BuildStopped, InfraProblem, NotFound, Unavailable
 from millrace.ids import container_name
 from millrace.log import get_logger
-from millrace.project import ProjectArtifacts
+from millrace.project import ProjectSource
 from millrace.vocabulary import (
     COMMAND_PHASES,
-    ArtifactPackaging,
-    ArtifactsType,
     PhaseType,
     Reason,
     SourceType,
@@ -44,12 +48,19 @@ from millrace.vocabulary import (
 )
 
 log = get_logger(__name__)
-_UPLOADS_AT_ONCE: Final = 4
-_UNPACKED_FILES: Final = 20_000
-"""Each is a record and an object of its own; more belong into a zip."""
 _GRACE_S: Final = 10.0
 _ENDS_THE_BUILD: Final = frozenset({PhaseType.INSTALL, PhaseType.PRE_BUILD})
 """Phases whose failure leaves nothing to go on with (CodeBuild: build phase transitions)."""
+_STATUS_MEANS: Final = {
+    126: "the command is there, but cannot be executed",
+    127: "a command was not found",
+    134: "SIGABRT ended it",
+    137: "SIGKILL ended it; if that was for want of memory, nothing proves it",
+    139: "SIGSEGV ended it",
+    143: "SIGTERM ended it",
+}
+_AUTH: Final = "MILLRACE_SOURCE_AUTH"
+"""What the credentials of a source are asked for by; no variable of a build can have this name."""
 
 
 class StopSignal:
@@ -94,6 +105,12 @@ class Depot(Protocol):
     def download(self, grant: Grant, path: Path) -> None:
         """Fetch an object into a file. Raises InfraProblem(STORAGE)."""
 
+    def secrets(self, references: Sequence[SecretReference]) -> Mapping[str, str]:
+        """The values of secrets by variable name, all of them. Raises BuildProblem(SECRET_UNAVAILABLE) or InfraProblem."""
+
+    def find_cache(self, query: CacheQuery) -> CacheHit | None:
+        """The cache that answers, or None. Raises InfraProblem(STORAGE)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -120,6 +137,7 @@ class Result:
     message: str = ""
     exit_code: int | None = None
     artifacts: tuple[ArtifactReport, ...] = ()
+    caches: tuple[CacheReport, ...] = ()
     resolved_source_version: str | None = None
     exported_variables: tuple[ExportedVariable, ...] = ()
 
@@ -133,6 +151,14 @@ class _Failure:
     reason: Reason = Reason.EXIT_CODE
 
 
+class _Retry(Exception):
+    """A phase failed, and the build is to begin anew in a fresh container (CodeBuild: on-failure RETRY)."""
+
+    def __init__(self, failure: _Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
 @dataclass(kw_only=True)
 class _Progress:
     """What is known so far of an attempt's outcome."""
@@ -142,6 +168,7 @@ class _Progress:
     resolved_version: str | None = None
     exported: tuple[ExportedVariable, ...] = ()
     artifacts: list[ArtifactReport] = field(default_factory=list)
+    caches: list[CacheReport] = field(default_factory=list)
 
 
 def run(job: Job, engine: Engine, sink: Sink, depot: Depot, stop: StopSignal) -> Result:
@@ -153,6 +180,8 @@ def run(job: Job, engine: Engine, sink: Sink, depot: Depot, stop: StopSignal) ->
     try:
         attempt.carry()
         return attempt.verdict()
+    except _Retry as retry:
+        return attempt.retried(retry.failure)
     except BuildProblem as problem:
         return attempt.result(Verdict.FAILED, problem.reason, problem.message)
     except BuildStopped as stopped:
@@ -173,13 +202,22 @@ class _Attempt:
         self._claim = job.claim
         self._settings = job.claim.settings
         self._deadline = time.monotonic() + job.claim.deadline_in_s
-        self._log = _BuildLog(sink)
-        self._workspace = Workspace(job.workspace, variables.source_folder(job.claim))
+        self._log = BuildLog(sink.log, lambda: sink.mark("first_output"))
+        self._workspace = Workspace(
+            job.workspace,
+            variables.source_folder(job.claim.build_id, self._settings.source),
+            {
+                one.source_identifier or "": variables.source_folder(job.claim.build_id, one, number)
+                for number, one in enumerate(self._settings.secondary_sources, 1)
+            },
+        )
         self._progress = _Progress()
         self._container: str | None = None
         self._console: Console | None = None
         self._image: Image | None = None
         self._variables: dict[str, str] = {}
+        self._secret_names: frozenset[str] = frozenset()
+        self._cache: BuildCache | None = None
 
     def carry(self) -> None:
         """All phases. Raises what ends the attempt early; failed commands are noted in the progress."""
@@ -188,12 +226,13 @@ class _Attempt:
         with self._phase(PhaseType.DOWNLOAD_SOURCE):
             spec = self._download(image)
             shell = self._start(spec)
+            self._restore_cache(spec, shell)
         upload = self._run_commands(spec, shell)
         self._export(spec, shell)
         if upload:
             self._upload(spec, shell)
         with self._phase(PhaseType.FINALIZING):
-            pass
+            self._save_cache()
 
     def verdict(self) -> Result:
         """The result of an attempt that went through all its phases."""
@@ -210,12 +249,18 @@ class _Attempt:
         return Result(
             verdict=verdict,
             reason=reason,
-            message=message,
+            message=self._log.hidden(message),
             exit_code=self._progress.exit_code,
             artifacts=tuple(self._progress.artifacts) if verdict in (Verdict.SUCCEEDED, Verdict.FAILED) else (),
+            caches=tuple(self._progress.caches) if verdict is Verdict.SUCCEEDED else (),
             resolved_source_version=self._progress.resolved_version,
             exported_variables=self._progress.exported,
         )
+
+    def retried(self, failure: _Failure) -> Result:
+        """The result of an attempt whose failed phase asks for another."""
+        self._progress.failure = None
+        return self.result(Verdict.HANDED_BACK, Reason.PHASE_RETRY, failure.message)
 
     def stopped(self, stopped: BuildStopped) -> Result:
         """The result of an attempt that was told to end."""
@@ -266,14 +311,66 @@ class _Attempt:
         return self._image
 
     def _download(self, image: Image) -> Buildspec:
-        """The source is there, and its buildspec is understood: every problem is found before anything runs."""
+        """The sources are there, and the buildspec is understood: every problem is found before anything runs."""
         self._log.say("Waiting for DOWNLOAD_SOURCE")
         self._log.say("Phase is DOWNLOAD_SOURCE")
         self._log.say(f"CODEBUILD_SRC_DIR={self._workspace.source_inside}")
+        credentials = self._credentials()
+        settings = self._settings
+        self._progress.resolved_version = self._fetch(
+            settings.source, settings.source_version, self._workspace.source, credentials.get("")
+        )
+        ours = variables.fixed(self._claim, src_dir=self._workspace.source_inside, image=settings.environment.image)
+        if self._progress.resolved_version:
+            ours["CODEBUILD_RESOLVED_SOURCE_VERSION"] = self._progress.resolved_version
+        versions = {one.source_identifier: one.source_version for one in settings.secondary_source_versions}
+        for secondary in settings.secondary_sources:
+            identifier = secondary.source_identifier or ""
+            folder, inside = self._workspace.secondary(identifier)
+            version = versions.get(identifier)
+            self._log.say(f"CODEBUILD_SRC_DIR_{identifier}={inside}")
+            self._fetch(secondary, version, folder, credentials.get(identifier))
+            ours |= variables.of_secondary(secondary, version, inside)
+        spec = self._understood()
+        self._log.say("Processing environment variables")
+        self._variables = self._resolved(spec) | ours
+        if spec.env.git_credential_helper:
+            self._workspace.keep_credentials([one.line() for one in credentials.values()])
+            self._variables |= variables.GIT_CREDENTIAL_HELPER
+        self._select_runtimes(spec, image)
+        self._log.say(f"Moving to directory {self._workspace.source_inside}")
+        self._log.say("Registering with agent")
+        self._log.say(f"Phases found in YAML: {len(spec.phases)}")
+        for phase, section in spec.phases.items():
+            self._log.say(f" {phase}: {len(section.commands)} commands")
+        self._sink.mark("source_ready")
+        return spec
+
+    def _credentials(self) -> dict[str, Credential]:
+        """What the sources' `auth` of type SECRETS_MANAGER names, by source identifier; "" is the primary source."""
+        primary = self._settings.source
+        wanted: dict[str, tuple[ProjectSource, str]] = {}
+        for one in (primary, *self._settings.secondary_sources):
+            if one.is_git and one.auth is not None and one.auth.type == "SECRETS_MANAGER" and one.auth.resource:
+                wanted["" if one is primary else one.source_identifier or ""] = one, one.auth.resource
+        if not wanted:
+            return {}
+        names = {f"{_AUTH}_{number}": identifier for number, identifier in enumerate(wanted)}
+        values = self._depot.secrets(
+            [
+                SecretReference(name=name, type="SECRETS_MANAGER", value=wanted[identifier][1])
+                for name, identifier in names.items()
+            ]
+        )
+        found = {identifier: Credential.read(values[name], wanted[identifier][0]) for name, identifier in names.items()}
+        self._log.hide([one.password for one in found.values()])
+        return found
+
+    def _fetch(self, one: ProjectSource, version: str | None, folder: Path, credential: Credential | None) -> str | None:
         fetched = source.fetch(
-            self._settings.source,
-            self._settings.source_version,
-            self._workspace.source,
+            one,
+            version,
+            folder,
             grant=self._depot.grant,
             download=self._depot.download,
             git_roots=self._job.git_roots,
@@ -281,33 +378,28 @@ class _Attempt:
             say=self._log.say,
             stop=self._stop.event,
             deadline=self._deadline,
+            credential=credential,
         )
-        self._progress.resolved_version = fetched.resolved_version
+        return fetched.resolved_version
+
+    def _understood(self) -> Buildspec:
         text, where = self._read_buildspec()
         self._log.say(f"YAML location is {where}")
         spec = buildspec.parse(text, where=where)
         self._tell_about(spec)
-        self._log.say("Processing environment variables")
-        self._variables = variables.environment(
-            self._claim,
-            spec,
-            variables.fixed(self._claim, src_dir=self._workspace.source_inside, image=self._settings.environment.image),
-            ca_bundle=self._job.ca_bundle,
-        )
-        if fetched.resolved_version:
-            self._variables["CODEBUILD_RESOLVED_SOURCE_VERSION"] = fetched.resolved_version
-        if fetched.repo_url:
-            self._variables["CODEBUILD_SOURCE_REPO_URL"] = fetched.repo_url
-        self._select_runtimes(spec, image)
-        self._log.say(f"Moving to directory {self._workspace.source_inside}")
-        if spec.cache is None:
-            self._log.say("Cache is not defined in the buildspec")
-        self._log.say("Registering with agent")
-        self._log.say(f"Phases found in YAML: {len(spec.phases)}")
-        for phase, section in spec.phases.items():
-            self._log.say(f" {phase}: {len(section.commands)} commands")
-        self._sink.mark("source_ready")
+        if spec.run_as or any(section.run_as for section in spec.phases.values()):
+            self._workspace.let_all_read()
         return spec
+
+    def _resolved(self, spec: Buildspec) -> dict[str, str]:
+        """What users set, with the values of secrets, which the log hides from here on."""
+        values, references = variables.given(self._claim, spec, ca_bundle=self._job.ca_bundle)
+        if references:
+            secrets = self._depot.secrets(references)
+            self._log.hide(secrets.values())
+            self._secret_names = frozenset(secrets)
+            values |= secrets
+        return values
 
     def _read_buildspec(self) -> tuple[str | bytes, str]:
         wanted = self._settings.source.buildspec or ""
@@ -352,13 +444,7 @@ class _Attempt:
         """What was assumed, and what is understood but not acted on yet."""
         for warning in spec.warnings:
             self._log.say(f"Warning: buildspec {warning}")
-        idle = {
-            "cache": spec.cache is not None,
-            "reports": bool(spec.reports),
-            "batch": spec.has_batch,
-            "run-as": spec.run_as is not None or any(phase.run_as for phase in spec.phases.values()),
-            "on-failure RETRY": any(p.on_failure and p.on_failure.action == "RETRY" for p in spec.phases.values()),
-        }
+        idle = {"reports": bool(spec.reports), "batch": spec.has_batch}
         for name in (name for name, there in idle.items() if there):
             self._log.say(f"Warning: {name} in the buildspec is understood, but not acted on yet")
 
@@ -401,41 +487,93 @@ class _Attempt:
         self._sink.mark("container_ready")
         return shell
 
+    def _restore_cache(self, spec: Buildspec, shell: Shell) -> None:
+        if spec.cache is None or self._container is None:
+            self._log.say("Cache is not defined in the buildspec")
+            return
+        if self._settings.cache.type == "NO_CACHE":
+            self._log.say("The cache section has no effect: the project's cache type is NO_CACHE")
+            return
+        self._cache = BuildCache(
+            spec=spec.cache,
+            engine=self._engine,
+            container_id=self._container,
+            workspace=self._workspace,
+            depot=self._depot,
+            max_bytes=self._job.max_artifact_bytes,
+            say=self._log.say,
+            evaluate=lambda text: self._evaluate(text, shell),
+        )
+        self._cache.restore()
+
+    def _save_cache(self) -> None:
+        """Only of a build that went well: what a failed one leaves may be half done."""
+        if self._cache is None or self._progress.failure is not None:
+            return
+        saved = self._cache.save()
+        if saved is not None:
+            self._progress.caches.append(saved)
+
     def _run_commands(self, spec: Buildspec, shell: Shell) -> bool:
         """The four command phases; True where the artifacts are to be uploaded (CodeBuild: build phase transitions)."""
         for phase in COMMAND_PHASES:
             section = spec.phases.get(phase, PhaseSpec())
-            failure = self._run_phase(phase, section, shell)
+            failure = self._run_phase(phase, section, spec, shell)
             if failure is None:
                 continue
             action = section.on_failure.action if section.on_failure else ""
             if action == "CONTINUE":
                 continue
+            if section.on_failure is not None and action == "RETRY":
+                self._retry(phase, section.on_failure, failure)
             self._progress.failure = self._progress.failure or failure
             if phase in _ENDS_THE_BUILD or action == "ABORT":
                 return False
         return True
 
-    def _run_phase(self, phase: PhaseType, section: PhaseSpec, shell: Shell) -> _Failure | None:
+    def _retry(self, phase: PhaseType, wanted: OnFailure, failure: _Failure) -> None:
+        """Raises _Retry where the phase's on-failure lets the build begin anew; its pattern looks at the output, too."""
+        done = self._claim.retries
+        if not wanted.matches(f"{failure.message}\n{self._log.tail()}"):
+            self._log.say(f"Phase {phase} is not retried: its failure does not match {wanted.pattern}")
+        elif done >= wanted.count:
+            self._log.say(f"Phase {phase} is not retried: the build began anew {done} time(s) of {wanted.count}")
+        else:
+            self._log.say(f"Phase {phase} failed; retry {done + 1} of {wanted.count} begins in a fresh container")
+            raise _Retry(failure)
+
+    def _run_phase(self, phase: PhaseType, section: PhaseSpec, spec: Buildspec, shell: Shell) -> _Failure | None:
         failure: _Failure | None = None
+        user = section.run_as or spec.run_as
         with self._phase(phase) as outcome:
-            for command in section.commands:
-                failure = self._run_command(command, shell)
+            self._log.forget_tail()
+            for number, command in enumerate(section.commands, 1):
+                failure = self._run_command(command, spec, user, shell)
                 if failure is not None:
+                    at = f"command {number} of {len(section.commands)} of phase {phase}, line {command.line} of the buildspec"
+                    self._log.say(f"That was {at}")
                     break
             for command in section.finally_:
-                failed = self._run_command(command, shell)
+                failed = self._run_command(command, spec, user, shell)
                 failure = failure or failed
             if failure is not None:
                 outcome.fail(PhaseContext(status_code="COMMAND_EXECUTION_ERROR", message=failure.message))
         return failure
 
-    def _run_command(self, command: Command, shell: Shell) -> _Failure | None:
+    def _run_command(self, command: Command, spec: Buildspec, user: str | None, shell: Shell) -> _Failure | None:
         text = command.text.rstrip("\n")
         self._log.say(f"Running command {text}")
         self._sink.mark("first_command")
-        status = shell.run(command.text, on_output=self._log.output, stop=self._stop.event, deadline=self._deadline)
+        status = shell.run(
+            command.text,
+            on_output=self._log.output,
+            stop=self._stop.event,
+            deadline=self._deadline,
+            user=None if user == "root" else user,
+            fresh=spec.version == "0.1",
+        )
         self._sink.mark_again("last_command")
+        shell.set_variables({"CODEBUILD_LAST_EXIT": str(status)})
         if status == 0:
             return None
         self._log.say(f"Command did not exit successfully {text} exit status {status}")
@@ -445,23 +583,41 @@ class _Attempt:
         message = f"Error while executing command: {text}. Reason: exit status {status}"
         if status == 137 and self._container is not None and self._engine.state(self._container).oom_killed:
             return _Failure(message=f"{message} (it was killed for want of memory)", exit_code=status, reason=Reason.OOM)
+        if status in _STATUS_MEANS:
+            self._log.say(f"Exit status {status}: {_STATUS_MEANS[status]}")
         return _Failure(message=message, exit_code=status)
 
     def _export(self, spec: Buildspec, shell: Shell) -> None:
-        names = [name for name in spec.env.exported_variables if not name.startswith("AWS_")]
-        if names:
-            values = shell.variables()
-            self._progress.exported = tuple(ExportedVariable(name=name, value=values.get(name, "")) for name in names)
+        """CodeBuild: exported-variables; what a secret store gave, and AWS_*, is never exported."""
+        barred = [name for name in spec.env.exported_variables if name.startswith("AWS_") or name in self._secret_names]
+        for name in barred:
+            self._log.say(f"Warning: {name} is not exported: it is {'a secret' if name in self._secret_names else 'reserved'}")
+        names = [name for name in dict.fromkeys(spec.env.exported_variables) if name not in barred]
+        values = shell.variables() if names else {}
+        self._progress.exported = tuple(
+            ExportedVariable(name=name, value=self._log.hidden(values.get(name, ""))) for name in names
+        )
 
     def _upload(self, spec: Buildspec, shell: Shell) -> None:
         """UPLOAD_ARTIFACTS. What fails here fails the build, unless a command failed before."""
         try:
             with self._phase(PhaseType.UPLOAD_ARTIFACTS):
-                sets = self._artifact_sets(spec, shell)
-                if self._container is not None:
-                    self._engine.stop(self._container, 0)  # nothing of the build may change what is being packed
+                sets = uploads.sets(
+                    spec, self._settings, lambda text: self._evaluate(text, shell), shell.variables(), self._log.say
+                )
+                container = self._container or ""
+                self._engine.stop(container, 0)  # nothing of the build may change what is being packed
+                uploader = uploads.Uploader(
+                    depot=self._depot,
+                    source=self._workspace.source,
+                    scratch=self._workspace.scratch,
+                    outside=Outside(lambda path: self._engine.copy_out(container, path), self._workspace.scratch / "outside"),
+                    max_bytes=self._job.max_artifact_bytes,
+                    say=self._log.say,
+                    check=self._check_stop,
+                )
                 for one in sets:
-                    self._progress.artifacts += self._upload_set(one)
+                    self._progress.artifacts += uploader.upload(one)
                 if sets:
                     self._sink.mark("artifacts_stored")
         except (BuildProblem, InfraProblem):
@@ -469,85 +625,9 @@ class _Attempt:
             if self._progress.failure is None:
                 raise
 
-    def _artifact_sets(self, spec: Buildspec, shell: Shell) -> list["_ArtifactSet"]:
-        sets = []
-        wanted = self._settings.artifacts
-        if wanted.type is ArtifactsType.S3:
-            if spec.artifacts is None:
-                self._log.say("No artifacts section in the buildspec; nothing is uploaded")
-            elif spec.artifacts.files:
-                sets.append(self._artifact_set(spec.artifacts, wanted, None, shell))
-        for secondary in self._settings.secondary_artifacts:
-            identifier = secondary.artifact_identifier or ""
-            part = spec.artifacts.secondary.get(identifier) if spec.artifacts else None
-            if secondary.type is ArtifactsType.S3 and part is None:
-                raise artifacts.nothing_found(f"the buildspec has no secondary artifact {identifier!r}")
-            if secondary.type is ArtifactsType.S3 and part is not None:
-                sets.append(self._artifact_set(part, secondary, identifier, shell))
-        return sets
-
-    def _artifact_set(
-        self, spec: ArtifactsSpec, wanted: ProjectArtifacts, identifier: str | None, shell: Shell
-    ) -> "_ArtifactSet":
-        name = wanted.name or ""
-        if wanted.override_artifact_name and spec.name:
-            name = self._evaluate(spec.name, shell)
-        name = name.strip("/") or identifier or self._settings.project_name
-        whole = wanted.packaging is ArtifactPackaging.ZIP
-        return _ArtifactSet(spec=spec, name=name, whole=whole, identifier=identifier)
-
-    def _evaluate(self, text: str, shell: Shell) -> str:
-        """`text` as the shell reads it between double quotes (CodeBuild: artifacts.name)."""
-        said = bytearray()
-        quoted = text.replace("\\", "\\\\").replace('"', '\\"')
-        shell.run(f'printf %s "{quoted}"', on_output=said.extend, stop=self._stop.event, deadline=self._deadline)
-        return said.decode(errors="replace").strip()
-
-    def _upload_set(self, one: "_ArtifactSet") -> list[ArtifactReport]:
-        found = artifacts.collect(one.spec, self._workspace.source, self._log.say)
-        folder = self._workspace.scratch / f"artifacts-{one.identifier or 'primary'}"
-        folder.mkdir()
-        prefix = f"{one.identifier}/" if one.identifier else ""
-        most = self._job.max_artifact_bytes
-        if one.whole:
-            packed = artifacts.pack_zip(found, folder / "artifact.zip", max_bytes=most)
-            return [self._send(packed, one.name, prefix, "ZIP", one.identifier)]
-        if len(found) > _UNPACKED_FILES:
-            raise BuildProblem(
-                f"there are {len(found)} artifacts to keep file by file, and at most {_UNPACKED_FILES} are taken",
-                reason=Reason.ARTIFACT_TOO_LARGE,
-                hint="Use packaging ZIP.",
-            )
-        if sum(item.size_bytes for item in found) > most:
-            raise artifacts.too_large(sum(item.size_bytes for item in found), most)
-
-        def send(numbered: tuple[int, artifacts.Found]) -> ArtifactReport:
-            number, item = numbered
-            packed = artifacts.pack_file(item, folder / str(number), max_bytes=most)
-            report = self._send(packed, item.name, prefix, "NONE", one.identifier)
-            packed.path.unlink()
-            return report
-
-        with ThreadPoolExecutor(_UPLOADS_AT_ONCE, thread_name_prefix="upload") as pool:
-            return list(pool.map(send, enumerate(found)))
-
-    def _send(self, packed: artifacts.Packed, name: str, prefix: str, packaging: str, identifier: str | None) -> ArtifactReport:
-        self._check_stop()
-        artifacts.check_name(name)
-        granted = self._depot.grant(
-            GrantRequest(kind="artifact", name=prefix + name, size_bytes=packed.size_bytes, sha256=packed.sha256)
-        )
-        self._depot.upload(granted, packed.path, packed.sha256)
-        return ArtifactReport(
-            name=name,
-            key=granted.key,
-            size_bytes=packed.size_bytes,
-            sha256=packed.sha256,
-            md5=packed.md5,
-            packaging="ZIP" if packaging == "ZIP" else "NONE",
-            file_count=packed.file_count,
-            identifier=identifier,
-        )
+    def _evaluate(self, text: str, shell: Shell) -> str | None:
+        """What the shell makes of `text` (CodeBuild: artifacts.name, cache.key); what its commands complain of is in the log."""
+        return shell.evaluate(text, on_output=self._log.output, stop=self._stop.event, deadline=self._deadline)
 
     # What holds it together
 
@@ -594,10 +674,13 @@ class _Attempt:
                 started_at_ms=began_ms,
                 ended_at_ms=began_ms + duration_ms,
                 duration_ms=duration_ms,
-                contexts=(outcome.context,) if outcome.context else (),
+                contexts=(self._hidden(outcome.context),) if outcome.context else (),
                 resolved_source_version=self._progress.resolved_version,
             )
         )
+
+    def _hidden(self, context: PhaseContext) -> PhaseContext:
+        return PhaseContext(status_code=context.status_code, message=self._log.hidden(context.message))
 
     def _check_stop(self) -> None:
         if self._stop.event.is_set():
@@ -607,6 +690,7 @@ class _Attempt:
 
     def clean_up(self) -> None:
         """Whatever happened, and whether or not the build was stopped: the container and the workspace go."""
+        self._log.end()
         if self._console is not None:
             self._console.close()
         if self._container is not None:
@@ -620,16 +704,6 @@ class _Attempt:
             work()
         except (InfraProblem, BuildProblem, OSError) as error:
             log.warning("cleanup.failed", what=what, why=str(error))  # the janitor comes back for it
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ArtifactSet:
-    """The primary artifact, or a secondary one: what to find, what to call it, one zip or file by file."""
-
-    spec: ArtifactsSpec
-    name: str
-    whole: bool
-    identifier: str | None
 
 
 class _Outcome:
@@ -646,28 +720,6 @@ class _Outcome:
     def end(self, status: StatusType, context: PhaseContext | None) -> None:
         """It ended so."""
         self.status, self.context = status, context
-
-
-class _BuildLog:
-    """The build's log: the farm's own lines in CodeBuild's form, and the commands' output as it comes."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._last = b"\n"
-        self._after_output = False
-
-    def say(self, text: str) -> None:
-        """A line of the farm's own: `[Container] 2026/11/23 11:00:00.123456 text`."""
-        gap = ("" if self._last == b"\n" else "\n") + ("\n" if self._after_output else "")
-        stamp = datetime.now(UTC).strftime("%Y/%m/%d %H:%M:%S.%f")
-        self._sink.log(f"{gap}[Container] {stamp} {text}\n".encode(errors="surrogateescape"))
-        self._last, self._after_output = b"\n", False
-
-    def output(self, data: bytes) -> None:
-        """What a command wrote."""
-        self._sink.mark("first_output")
-        self._sink.log(data)
-        self._last, self._after_output = data[-1:], True
 
 
 def _with_hint(problem: BuildProblem | InfraProblem) -> str:

@@ -3,8 +3,8 @@
 #
 # On stdin, one line each:
 #   hello NONCE      answered by the mark "NONCE 0 ready"; the exported variables are left in CONTROL/0.env
-#   run N SHELL      runs CONTROL/N.run.sh in SHELL, leaves its status in CONTROL/N.status, answers "NONCE N STATUS",
-#                    or "NONCE N noshell" where the image has no SHELL
+#   run N SHELL [USER]   runs CONTROL/N.run.sh in SHELL, as USER where one is named, leaves its status in CONTROL/N.status, and
+#                    answers "NONCE N STATUS", or "NONCE N noshell", "nouser" or "nosu" where the image has no SHELL, USER or su
 #   term             ends every other process of the container with TERM
 # A mark stands between two bytes 0x1e. stdout and stderr are one stream, so a mark comes after all that its command wrote.
 # When stdin ends, the worker has gone: everything is ended.
@@ -37,9 +37,15 @@ signal() {
     fi
 }
 
+# The environment is kept whole for another user, HOME too; the file for the state is handed to it, as the folder is not.
+as_user() {
+    { : >"$control/$number.state" && chown "$user" "$control/$number.state"; } 2>/dev/null
+    exec su -p -s /bin/sh "$user" -c "exec '$word' '$control/$number.run.sh'"
+}
+
 work() {
     trap : HUP INT TERM USR1 USR2
-    while read -r verb number word; do
+    while read -r verb number word user; do
         case $verb in
             hello)
                 nonce=$number
@@ -47,13 +53,23 @@ work() {
                 printf '\036%s 0 ready\036' "$nonce"
                 ;;
             run)
-                if command -v "$word" >/dev/null 2>&1; then
+                status=
+                if ! command -v "$word" >/dev/null 2>&1; then
+                    status=noshell
+                elif [ -n "$user" ] && ! id -u "$user" >/dev/null 2>&1; then
+                    status=nouser
+                elif [ -n "$user" ] && ! command -v su >/dev/null 2>&1; then
+                    status=nosu
+                elif [ -n "$user" ]; then
+                    { (as_user </dev/null 2>&1); } 2>/dev/null
+                else
                     # The outer redirection hides this shell's own remark on a command that a signal ended.
                     { (exec "$word" "$control/$number.run.sh" </dev/null 2>&1); } 2>/dev/null
-                    status=$?
+                fi
+                ended=$?
+                if [ -z "$status" ]; then
+                    status=$ended
                     { { printf '%s\n' "$status"; } >"$control/$number.status"; } 2>/dev/null
-                else
-                    status=noshell
                 fi
                 printf '\036%s %s %s\036' "$nonce" "$number" "$status"
                 ;;
@@ -63,5 +79,7 @@ work() {
 
 exec 2>&1
 trap : HUP INT TERM USR1 USR2
+PATH=$PATH:${0%/*}/bin
+export PATH
 cd /
 listen | work

@@ -43,6 +43,7 @@ POLL_S: Final = 0.2
 """How often a quiet command's stop and deadline are looked at."""
 
 MAX_MARK_BYTES: Final = 80
+MAX_VALUE_BYTES: Final = 64 * 1024
 
 
 class ContainerDied(BuildProblem):
@@ -138,13 +139,24 @@ class Shell:
         self._baseline: frozenset[bytes] = frozenset()
         self._state = script.State(cwd=self._cwd)
 
-    def run(self, command: str, *, on_output: Callable[[bytes], None], stop: threading.Event, deadline: float) -> int:
-        """Run one command text; its exit status, 128 + N where signal N ended it.
+    def run(
+        self,
+        command: str,
+        *,
+        on_output: Callable[[bytes], None],
+        stop: threading.Event,
+        deadline: float,
+        user: str | None = None,
+        fresh: bool = False,
+    ) -> int:
+        """Run one command text, as `user` of the image (None: root); its exit status, 128 + N where signal N ended it.
 
+        A `fresh` command leaves nothing to the next one (CodeBuild: buildspec version 0.1).
         `on_output` gets every byte that it writes, in order; output of background processes is given to the command that runs
         when it comes. It ends when its shell does, not when all that it started has ended. `deadline` is of `time.monotonic`.
-        Raises ContainerDied, InfraProblem(ENGINE_LOST), BuildProblem(BAD_IMAGE) where the image lacks the shell, and BuildStopped
-        when `stop` is set (CANCELLED) or `deadline` has come (TIMEOUT): by then all processes of the build have been ended.
+        Raises ContainerDied, InfraProblem(ENGINE_LOST), BuildProblem(BAD_IMAGE) where the image lacks the shell or the user, and
+        BuildStopped when `stop` is set (CANCELLED) or `deadline` has come (TIMEOUT): by then all processes of the build have
+        been ended.
         """
         if not self._greeted:
             self._greet(on_output, stop, deadline)
@@ -160,19 +172,45 @@ class Shell:
         )
         self._files.write("script.sh", command.encode(errors="surrogateescape") + b"\n")
         self._files.write(names["run.sh"], wrapper)
-        self._console.write(f"run {number} {self._shell}\n".encode())
+        self._console.write(f"run {number} {self._shell} {user or ''}".rstrip().encode() + b"\n")
         word = self._await(number, on_output, stop, deadline)
+        if word.startswith("no"):
+            raise self._lacking(word, user)
+        status = self._status(names["status"], word)
+        if not fresh:
+            self._take_state(names["state"])
+        for name in names.values():
+            self._files.remove(name)
+        return status
+
+    def evaluate(self, text: str, *, on_output: Callable[[bytes], None], stop: threading.Event, deadline: float) -> str | None:
+        """What the shell makes of `text`: variables and `$(commands)` replaced, quotes kept, as in a here-document.
+
+        None where it cannot be made out. What the commands write to stderr goes to `on_output`; their state is not kept.
+        """
+        if not re.search(r"[$`\\]", text):
+            return text
+        end = f"__mr_{secrets.token_hex(8)}"
+        command = f"cat >{self._inside}/value <<{end}\n{text}\n{end}\n"
+        self._files.remove("value")
+        status = self.run(command, on_output=on_output, stop=stop, deadline=deadline, fresh=True)
+        raw = self._files.read("value", MAX_VALUE_BYTES)
+        self._files.remove("value")
+        return raw.decode(errors="replace").strip() if status == 0 and raw is not None else None
+
+    def _lacking(self, word: str, user: str | None) -> BuildProblem:
         if word == "noshell":
-            raise BuildProblem(
+            return BuildProblem(
                 f"the image has no {self._shell}, which the buildspec's env.shell asks for",
                 reason=Reason.BAD_IMAGE,
                 hint="Use an image that has it, or leave env.shell out to get /bin/sh.",
             )
-        status = self._status(names["status"], word)
-        self._take_state(names["state"])
-        for name in names.values():
-            self._files.remove(name)
-        return status
+        what = f"user {user!r}" if word == "nouser" else "su"
+        return BuildProblem(
+            f"the image has no {what}, which the buildspec's run-as {user!r} needs",
+            reason=Reason.BAD_IMAGE,
+            hint="Use an image that has it, make the user in an install phase that runs as root, or leave run-as out.",
+        )
 
     def variables(self) -> dict[str, str]:
         """The exported variables as the last command left them; before the first, those of `set_variables`."""

@@ -8,6 +8,7 @@ barred; whatever a name or a redirect leads to, it has to speak TLS with a certi
 
 import contextlib
 import ipaddress
+import json
 import os
 import re
 import resource
@@ -56,6 +57,23 @@ _UNTRUSTED: Final = re.compile(
 _HARMFUL: Final = re.compile(
     r"fsck error|index-pack failed|unpack-objects failed|file too large|transport '.*' not allowed", re.I
 )
+_USERS: Final = {
+    SourceType.GITLAB: "oauth2",
+    SourceType.GITLAB_SELF_MANAGED: "oauth2",
+    SourceType.BITBUCKET: "x-token-auth",
+}
+"""The user names that go with a token; GitHub takes any."""
+_ASKPASS: Final = """#!/bin/sh
+case $1 in
+    *"//$MILLRACE_HOST'"* | *"//$MILLRACE_HOST/"* | *"@$MILLRACE_HOST'"* | *"@$MILLRACE_HOST/"*) ;;
+    *) exit 1 ;;
+esac
+case $1 in
+    Username*) cat "$HOME/username" ;;
+    *) cat "$HOME/password" ;;
+esac
+"""
+"""Answers git's question for the source's own host only: a submodule or a redirect elsewhere gets nothing."""
 _SSH: Final = "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=15 -o ForwardAgent=no"
 _MAX_FILE_BYTES: Final = 20 * 1024**3
 """No file that git writes may grow beyond this, so that no repository fills the worker's disk."""
@@ -83,6 +101,42 @@ class FetchedSource:
 
     resolved_version: str | None
     repo_url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credential:
+    """What a git server over https is told, and for which host (with its port, where one is named) it is."""
+
+    host: str
+    username: str
+    password: str
+
+    @classmethod
+    def read(cls, secret: str, source: ProjectSource) -> "Credential":
+        """A secret as it is kept for a source: a bare token, or CodeBuild's own JSON (`Token`, and `Username` for Bitbucket).
+
+        Raises BuildProblem where it is neither.
+        """
+        token, username = secret.strip(), _USERS.get(source.type, "x-access-token")
+        if token.startswith("{"):
+            try:
+                kept = json.loads(token)
+                token, username = str(kept["Token"]).strip(), str(kept.get("Username") or username)
+            except (ValueError, KeyError, TypeError) as error:
+                raise BuildProblem(
+                    "the secret of the source's auth is JSON without a 'Token'", reason=Reason.SECRET_UNAVAILABLE
+                ) from error
+        if not token or any(ord(char) <= 32 or ord(char) == 127 for char in token + username):
+            raise BuildProblem(
+                "the secret of the source's auth is empty, or holds blanks or control characters",
+                reason=Reason.SECRET_UNAVAILABLE,
+                hint="Keep the token alone, or CodeBuild's JSON with 'Token'.",
+            )
+        return cls(host=urlsplit(source.location or "").netloc.rpartition("@")[2], username=username, password=token)
+
+    def line(self) -> tuple[str, str, str]:
+        """As a build's own git is told."""
+        return self.host, self.username, self.password
 
 
 def check_location(source: ProjectSource, git_roots: Sequence[Path]) -> None:
@@ -170,6 +224,7 @@ def fetch(
     say: Callable[[str], None],
     stop: threading.Event,
     deadline: float,
+    credential: Credential | None = None,
 ) -> FetchedSource:
     """Put the source into the empty folder `dest`. `deadline` is of `time.monotonic`.
 
@@ -194,7 +249,7 @@ def fetch(
                 hint="Leave sourceVersion out.",
             )
         return _fetch_object(source, dest, grant, download, say)
-    git = _Git(source, dest, ca_bundle, say, stop, deadline)
+    git = _Git(source, dest, ca_bundle, say, stop, deadline, credential)
     try:
         return FetchedSource(resolved_version=git.checkout(version), repo_url=source.location or "")
     finally:
@@ -237,6 +292,7 @@ class _Git:
         say: Callable[[str], None],
         stop: threading.Event,
         deadline: float,
+        credential: Credential | None,
     ) -> None:
         self._source, self._dest = source, dest
         self._url = source.location or ""
@@ -259,6 +315,20 @@ class _Git:
         }
         if ca_bundle is not None:
             self._environment["GIT_SSL_CAINFO"] = str(ca_bundle)
+        if credential is not None:
+            self._give(credential)
+
+    def _give(self, credential: Credential) -> None:
+        """Through files that only this user reads: never by argument, address or environment."""
+        home = Path(self._home)
+        for name, text, mode in (
+            ("username", credential.username, 0o600),
+            ("password", credential.password, 0o600),
+            ("askpass", _ASKPASS, 0o700),
+        ):
+            (home / name).touch(mode=mode)
+            (home / name).write_text(text + "\n", encoding="utf-8")
+        self._environment |= {"GIT_ASKPASS": str(home / "askpass"), "MILLRACE_HOST": credential.host}
 
     def close(self) -> None:
         """Remove what git was given as its home."""

@@ -6,6 +6,7 @@
 import os
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,12 +19,14 @@ from millrace.vocabulary import Reason
 log = get_logger(__name__)
 OUTPUT_INSIDE: Final = "/codebuild/output"
 READONLY_INSIDE: Final = "/codebuild/readonly"
+INSIDE: Final = Path(__file__).with_name("inside")
+"""The programs that every build finds on its PATH; `runner.sh` puts their folder behind the image's own."""
 
 
 class Workspace:
-    """`root` must not be there yet. `source_folder` is relative to `output`."""
+    """`root` must not be there yet. `source_folder` and those of secondary sources, by identifier, are relative to `output`."""
 
-    def __init__(self, root: Path, source_folder: str) -> None:
+    def __init__(self, root: Path, source_folder: str, secondary: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.output = root / "output"
         self.readonly = root / "readonly"
@@ -31,14 +34,36 @@ class Workspace:
         self.source = self.output / source_folder
         self.control = self.output / "tmp"
         self.source_inside = f"{OUTPUT_INSIDE}/{source_folder}"
+        self._secondary = dict(secondary or {})
 
     def make(self) -> None:
         """Lay the folders out; what an earlier process of the same attempt left is removed first."""
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir(parents=True, mode=0o700)
-        for folder in (self.output, self.readonly, self.scratch, self.source, self.control):
+        secondary = [self.output / name for name in self._secondary.values()]
+        for folder in (self.output, self.readonly, self.scratch, self.source, self.control, *secondary):
             folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(RUNNER, self.readonly / RUNNER.name)
+        shutil.copytree(INSIDE, self.readonly / "bin")
+
+    def secondary(self, identifier: str) -> tuple[Path, str]:
+        """Where a secondary source lies: on the host, and inside."""
+        folder = self._secondary[identifier]
+        return self.output / folder, f"{OUTPUT_INSIDE}/{folder}"
+
+    def let_all_read(self) -> None:
+        """Let users that are not root read the sources, and run what may be run (CodeBuild: run-as)."""
+        for folder in (self.source, *(self.output / name for name in self._secondary.values())):
+            for parent, _folders, files in os.walk(folder):
+                for path in (parent, *(os.path.join(parent, name) for name in files)):
+                    if not os.path.islink(path):
+                        mode = os.stat(path).st_mode
+                        os.chmod(path, mode | 0o444 | (0o111 if mode & 0o111 else 0))
+
+    def keep_credentials(self, credentials: Sequence[tuple[str, str, str]]) -> None:
+        """Let git inside use them: host, user name and password of each (CodeBuild: env.git-credential-helper)."""
+        lines = "".join(" ".join(parts) + "\n" for parts in credentials)
+        (self.readonly / "git-credentials").write_text(lines, encoding="utf-8")
 
     def keep_buildspec(self, text: str) -> None:
         """Put an inline buildspec where builds may read it."""

@@ -125,7 +125,7 @@ class SecretReference(Shape):
 
     name: str = Field(min_length=1, max_length=256)
     type: Literal["PARAMETER_STORE", "SECRETS_MANAGER"]
-    value: str = Field(min_length=1, max_length=2048)
+    value: str = Field(max_length=262_144)
 
 
 class SecretsRequest(Shape):

@@ -54,6 +54,11 @@ def staging_prefix(build_id: str, attempt_no: int) -> str:
     return f"artifacts/{uuid_of(build_id)}/{attempt_no}/"
 
 
+def cache_prefix(build_id: str, attempt_no: int) -> str:
+    """Where the caches that one attempt offers lie in the farm's bucket; ends with a slash."""
+    return f"caches/{uuid_of(build_id)}/{attempt_no}/"
+
+
 def log_key(build_id: str, attempt_no: int) -> str:
     """The object that holds the whole log of an ended attempt."""
     return f"logs/{uuid_of(build_id)}/{attempt_no}.log"

@@ -311,6 +311,7 @@ class BuildSettings(_Checked):
     queued_timeout_in_minutes: int = 480
     encryption_key: Text | None = None
     logs_config: LogsConfig | None = None
+    debug_session_enabled: bool = False
 
 
 class BuildOverrides(_Checked):

@@ -6,10 +6,11 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from millrace.contract import MAX_LOG_CHUNK_BYTES, PhaseReport
+from millrace.contract import MAX_LOG_CHUNK_BYTES, CacheQuery, PhaseReport
 from millrace.errors import Conflict, InvalidInput, TooLarge
 from millrace.project import BuildSettings
 from millrace.vocabulary import BuildState, PhaseType
+from scheduler import caches
 from scheduler.db import Database
 from scheduler.lifecycle import apply, held, plain
 from scheduler.models import Attempt, Build, LogChunk, Phase
@@ -104,6 +105,16 @@ def settings_of(db: Database, build_id: str, attempt_no: int, token_hash: str) -
     def work(session: Session) -> BuildSettings:
         build, _attempt = held(session, build_id, attempt_no, token_hash)
         return BuildSettings.model_validate(build.settings)
+
+    return db.run(work)
+
+
+def find_cache(db: Database, build_id: str, attempt_no: int, token_hash: str, query: CacheQuery) -> caches.Found | None:
+    """The cache that answers to a build's attempt. Raises AttemptFenced."""
+
+    def work(session: Session) -> caches.Found | None:
+        build, _attempt = held(session, build_id, attempt_no, token_hash)
+        return caches.find(session, build, query)
 
     return db.run(work)
 

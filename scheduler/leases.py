@@ -16,7 +16,7 @@ from millrace.project import BuildSettings
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, Reason, Verdict
 from scheduler.db import Database, now_ms
-from scheduler.lifecycle import apply, end_attempt, give_back, held
+from scheduler.lifecycle import apply, end_attempt, give_back, held, phase_retries
 from scheduler.models import Attempt, Build, Project, Worker
 from scheduler.states import HELD, BuildEvent
 
@@ -122,6 +122,7 @@ def _take(session: Session, build: Build, worker_id: str, settings: Settings) ->
         submitted_at_ms=build.submitted_ms,
         initiator=build.initiator,
         region=settings.region,
+        retries=phase_retries(session, build),
         build_url=f"{settings.api}/v1/builds/{build.id}",
         settings=wanted,
     )

@@ -12,6 +12,7 @@ from millrace.errors import AttemptFenced, InvalidInput
 from millrace.ids import staging_prefix
 from millrace.log import get_logger
 from millrace.vocabulary import BuildState, Reason, StatusType, Verdict
+from scheduler import caches
 from scheduler.db import Database, now_ms
 from scheduler.models import Artifact, Attempt, Build, Event, LogChunk, Outbox, Phase
 from scheduler.states import HELD, TERMINAL, BuildEvent, after
@@ -27,6 +28,8 @@ _UNCHARGED: Final = frozenset({Reason.WORKER_SHUTDOWN})
 """Reasons for which an attempt does not count against the build's cap: nobody's fault, and sure to pass."""
 _NEVER_AGAIN: Final = frozenset({Reason.BUG})
 """Reasons of ours that a second attempt would only meet again."""
+MAX_PHASE_RETRIES: Final = 100
+"""CodeBuild's own limit of `on-failure: RETRY-n`; the worker keeps to the count of the buildspec."""
 _FREE_RETURNS: Final = 20
 """So many attempts of one build may end uncharged; then they count, as a build that never ends is worse than one that faults."""
 _OURS: Final = frozenset(reason for reason in Reason if reason.startswith(("infra.", "internal.")))
@@ -121,6 +124,10 @@ def give_back(session: Session, build: Build, reason: Reason, message: str) -> N
     if build.cancel_requested_ms is not None:
         apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped on request")
         return
+    if reason is Reason.PHASE_RETRY and phase_retries(session, build) <= MAX_PHASE_RETRIES:
+        apply(session, build, BuildEvent.REQUEUED, reason=reason)
+        put_bell(session, build)
+        return
     if reason not in _UNCHARGED or build.attempt_no - build.faults > _FREE_RETURNS:
         build.faults += 1
         session.flush()
@@ -129,6 +136,12 @@ def give_back(session: Session, build: Build, reason: Reason, message: str) -> N
         put_bell(session, build)
         return
     apply(session, build, BuildEvent.FAULTED, reason=reason, message=message)
+
+
+def phase_retries(session: Session, build: Build) -> int:
+    """How many attempts of this build have ended by `on-failure: RETRY`."""
+    ended = sa.select(sa.func.count()).where(Attempt.build_id == build.id, Attempt.reason == Reason.PHASE_RETRY.value)
+    return int(session.execute(ended).scalar_one())
 
 
 def bell_key(build_id: str, attempt_no: int) -> str:
@@ -162,6 +175,7 @@ def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report
     foreign = [item.key for item in report.artifacts if not item.key.startswith(staging_prefix(build_id, attempt_no))]
     if foreign:
         raise InvalidInput(f"{foreign[0]!r} is not an object of attempt {attempt_no} of {build_id}")
+    caches.check(build_id, attempt_no, report)
 
     def work(session: Session) -> BuildState:
         build, attempt = held(session, build_id, attempt_no, token_hash, finished_with=digest)
@@ -214,6 +228,7 @@ def _conclude(session: Session, build: Build, report: FinishReport, message: str
                 **item.model_dump(exclude={"identifier", "set_name", "s3_prefix"}),
             )
         )
+    caches.keep(session, build, report)
     build.exported = [variable.model_dump() for variable in report.exported_variables]
     session.flush()
     apply(session, build, event, reason=report.reason, message=message)

@@ -165,6 +165,28 @@ class Artifact(Base):
     file_count: Mapped[int]
 
 
+class CacheEntry(Base):
+    """A cache that a winning attempt made. One with a key is never replaced; one without has `replaced_ms` when the next came."""
+
+    __tablename__ = "cache_entries"
+    id: Mapped[int] = mapped_column(_AUTO, primary_key=True, autoincrement=True)
+    namespace: Mapped[str] = mapped_column(sa.String(300))
+    version: Mapped[str] = mapped_column(sa.String(64))
+    key: Mapped[str] = mapped_column(sa.String(512))
+    object_key: Mapped[str] = mapped_column(sa.String(1200))
+    size_bytes: Mapped[int] = mapped_column(Ms)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"))
+    attempt_no: Mapped[int]
+    created_ms: Mapped[int] = mapped_column(Ms)
+    replaced_ms: Mapped[int] = mapped_column(Ms, default=0)
+    __table_args__ = (
+        sa.UniqueConstraint("namespace", "version", "key", "replaced_ms"),
+        sa.Index("ix_cache_entries_build", "build_id", "attempt_no"),
+        sa.Index("ix_cache_entries_replaced", "replaced_ms"),
+    )
+
+
 class Outbox(Base):
     """What must be told to the outside after a commit. `key` makes telling twice one row."""
 

@@ -11,15 +11,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from millrace.errors import InfraProblem, InvalidInput, MillraceError, Unavailable
-from millrace.ids import log_key, staging_prefix
+from millrace.ids import cache_prefix, log_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.storage import Store
-from scheduler import dispatch, leases
+from scheduler import caches, dispatch, leases
 from scheduler.db import Database, now_ms
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
-from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Outbox, Worker
+from scheduler.models import Artifact, Attempt, CacheEntry, Idempotency, Leader, LogChunk, Outbox, Worker
 
 log = get_logger(__name__)
 _DAY_MS: Final = 86_400_000
@@ -44,6 +44,7 @@ class Sweeper:
             lambda: dispatch.relay(self._db, self._bell),
             self._put_logs_away,
             self._drop_losers,
+            lambda: caches.drop_replaced(self._db, self._store, self._settings.bucket),
             self._forget_old_rows,
         )
         return True
@@ -143,15 +144,20 @@ class Sweeper:
         visible = sa.select(Artifact.build_id).where(
             Artifact.build_id == Attempt.build_id, Artifact.attempt_no == Attempt.attempt_no
         )
+        cached = sa.select(CacheEntry.id).where(
+            CacheEntry.build_id == Attempt.build_id, CacheEntry.attempt_no == Attempt.attempt_no
+        )
         with self._db.reading() as session:
             unseen = session.execute(
-                sa.select(Attempt.build_id, Attempt.attempt_no, visible.exists())
+                sa.select(Attempt.build_id, Attempt.attempt_no, visible.exists(), cached.exists())
                 .where(Attempt.ended_ms < now_ms() - _DAY_MS, Attempt.swept == sa.false())
                 .limit(200)
             ).all()
-        for build_id, attempt_no, is_visible in unseen:
+        for build_id, attempt_no, is_visible, is_cached in unseen:
             if not is_visible:
                 self._store.delete_prefix(self._settings.bucket, staging_prefix(build_id, attempt_no))
+            if not is_cached:
+                self._store.delete_prefix(self._settings.bucket, cache_prefix(build_id, attempt_no))
 
             def work(session: Session, build_id: str = build_id, attempt_no: int = attempt_no) -> None:
                 session.execute(

@@ -101,6 +101,7 @@ def _report(control: AttemptControl, result: Result, footer: LogFooter, marks: M
         message=result.message[:10_000],
         exit_code=result.exit_code,
         artifacts=result.artifacts,
+        caches=result.caches,
         log=footer,
         resolved_source_version=result.resolved_source_version,
         exported_variables=result.exported_variables,
@@ -164,6 +165,7 @@ def alive(lock: Path) -> Iterator[None]:
 
 def main(environ: Mapping[str, str]) -> int:
     """The process's body."""
+    os.umask(0o022)  # what a build reads as another user than root must be readable, whatever started the worker
     order = Order.model_validate_json(sys.stdin.buffer.read())
     claim = order.claim
     logging.configure(order.log_format, order.log_level, service="attempt")

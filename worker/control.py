@@ -3,7 +3,7 @@
 import hashlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -13,6 +13,8 @@ import httpx
 from millrace.contract import (
     LOG_OFFSET_HEADER,
     LOG_SHA256_HEADER,
+    CacheHit,
+    CacheQuery,
     Claim,
     ClaimRequest,
     FinishReport,
@@ -21,6 +23,9 @@ from millrace.contract import (
     PhaseReport,
     RenewReply,
     RenewRequest,
+    SecretReference,
+    SecretsReply,
+    SecretsRequest,
 )
 from millrace.errors import (
     AttemptFenced,
@@ -153,6 +158,29 @@ class AttemptControl:
                 f"the farm takes no {request.kind} named {request.name!r}: {error.message}", reason=reason
             ) from error
         return Grant.model_validate_json(answer.content)
+
+    def secrets(self, references: Sequence[SecretReference]) -> dict[str, str]:
+        """The values of secrets by variable name. Raises BuildProblem that names those that cannot be had, InfraProblem."""
+        request = SecretsRequest(references=tuple(references))
+        try:
+            answer = self._wire.send("POST", f"{self._path}/grant/secrets", patience_s=60, **_body(request))
+        except Unavailable as error:
+            raise InfraProblem(
+                f"the secrets could not be had: {error.message}", reason=Reason.STORAGE, status_code="CLIENT_ERROR"
+            ) from error
+        except (NotFound, Refused) as error:
+            raise BuildProblem(
+                error.message, reason=Reason.SECRET_UNAVAILABLE, status_code="Decrypted Variables Error", hint=error.hint
+            ) from error
+        return SecretsReply.model_validate_json(answer.content).values
+
+    def find_cache(self, query: CacheQuery) -> CacheHit | None:
+        """The cache that answers, or None."""
+        try:
+            answer = self._wire.send("POST", f"{self._path}/grant/cache", patience_s=10, **_body(query))
+        except (Unavailable, Refused) as error:
+            raise InfraProblem(error.message, reason=Reason.STORAGE) from error
+        return None if answer.status_code == 204 else CacheHit.model_validate_json(answer.content)
 
     def upload(self, grant: Grant, path: Path, sha256: str) -> None:
         """Send a file to where it was granted. Raises InfraProblem(STORAGE) when it did not get there in about a minute."""

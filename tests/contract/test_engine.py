@@ -225,3 +225,66 @@ def test_what_is_mounted_is_shared_and_read_only_is_kept(bench: Bench) -> None:
     assert status != 0
     assert not (bench.folder / "readonly" / "made.txt").exists()
     console.close()
+
+
+@pytest.fixture
+def docker_bench() -> Iterator[Bench]:
+    need_engine()
+    folder = Path(tempfile.mkdtemp(prefix="mr-engine-"))
+    for name in ("output/tmp", "readonly"):
+        (folder / name).mkdir(parents=True)
+    folder.chmod(0o755)
+    shutil.copy(RUNNER, folder / "readonly")
+    made = Bench(engine=one_docker_engine(), folder=folder, label=f"test:{uuid.uuid4()}")
+    yield made
+    for leftover in made.engine.leftovers({LABEL_BUILD: made.label}):
+        made.engine.remove(leftover.container_id)
+    shutil.rmtree(folder)
+
+
+def as_user(shell: Shell, user: str | None, command: str, *, fresh: bool = False) -> tuple[int, str]:
+    said = bytearray()
+    until = time.monotonic() + 20
+    status = shell.run(command, on_output=said.extend, stop=threading.Event(), deadline=until, user=user, fresh=fresh)
+    return status, said.decode()
+
+
+@pytest.mark.docker
+def test_a_command_runs_as_the_user_asked_for_and_state_crosses_users(docker_bench: Bench) -> None:
+    shell, _container, console = docker_bench.shell()
+    assert as_user(shell, None, "export A=from-root; useradd -m worker 2>/dev/null || adduser -D worker; cd /tmp") == (0, "")
+    assert as_user(shell, "worker", 'id -un; echo "$A $HOME"; export B=from-worker; cd /') == (0, "worker\nfrom-root /root\n")
+    assert as_user(shell, None, 'id -un; echo "$B"; pwd') == (0, "root\nfrom-worker\n/\n")
+    assert as_user(shell, "worker", "touch /root/x")[0] != 0
+    assert as_user(shell, "worker", "exit 7") == (7, "")
+    assert as_user(shell, "worker", "kill -9 $$")[0] == 137
+    with pytest.raises(BuildProblem, match="no user 'nobody-knows'"):
+        as_user(shell, "nobody-knows", "true")
+    console.close()
+
+
+@pytest.mark.docker
+def test_a_fresh_command_leaves_nothing(docker_bench: Bench) -> None:
+    shell, _container, console = docker_bench.shell()
+    assert as_user(shell, None, "export A=1; cd /", fresh=True) == (0, "")
+    assert as_user(shell, None, 'echo "<${A-}>"; pwd') == (0, "<>\n/tmp\n")
+    console.close()
+
+
+@pytest.mark.docker
+def test_text_is_made_out_as_in_a_here_document(docker_bench: Bench) -> None:
+    shell, _container, console = docker_bench.shell()
+    shell.set_variables({"V": "1.0"})
+    said = bytearray()
+
+    def evaluate(text: str) -> str | None:
+        return shell.evaluate(text, on_output=said.extend, stop=threading.Event(), deadline=time.monotonic() + 20)
+
+    assert evaluate("plain \"quotes\" 'kept'") == "plain \"quotes\" 'kept'"
+    assert evaluate('app-$V-$(echo "a b")-${UNKNOWN}') == "app-1.0-a b-"
+    assert evaluate("a\\$b `echo c`") == "a$b c"
+    assert not said
+    assert evaluate("x-$(no-such-program)") == "x-"
+    assert b"not found" in said
+    assert evaluate("${V") is None
+    console.close()

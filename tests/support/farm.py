@@ -119,8 +119,8 @@ class Farm:
             self._client[1].close()
             self._client = None
 
-    def cli(self, *arguments: str, within_s: float = 120) -> "subprocess.CompletedProcess[str]":
-        """The command line, as a user would call it."""
+    def cli(self, *arguments: str, within_s: float = 120, text: str = "") -> "subprocess.CompletedProcess[str]":
+        """The command line, as a user would call it, with `text` on its stdin."""
         return subprocess.run(
             [sys.executable, "-m", "millrace.cli", *arguments],
             env=self.environment,
@@ -128,7 +128,7 @@ class Farm:
             text=True,
             timeout=within_s,
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=text,
         )
 
     def build(self, commands: list[str], *, project: str = "demo", more: str = "", **changes: Any) -> str:

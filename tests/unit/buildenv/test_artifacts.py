@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from buildenv.artifacts import check_name, collect, pack_file, pack_zip
+from buildenv.artifacts import Outside, check_name, collect, pack_file, pack_zip
 from buildenv.buildspec import ArtifactsSpec
 from millrace.errors import BuildProblem
 from millrace.vocabulary import Reason
+
+NOWHERE = Outside(lambda path: iter(()), Path("unused"))
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def tree(tmp_path: Path) -> Path:
 
 def names(root: Path, *files: str, said: list[str] | None = None, **more: object) -> list[str]:
     spec = ArtifactsSpec(files=files, **more)  # type: ignore[arg-type]
-    return [item.name for item in collect(spec, root, (said if said is not None else []).append)]
+    return [item.name for item in collect(spec, root, NOWHERE, (said if said is not None else []).append)]
 
 
 def reason_of(root: Path, *files: str, **more: object) -> tuple[Reason, str]:
@@ -78,7 +80,7 @@ def test_pipes_are_skipped_without_a_hang(tree: Path) -> None:
 def test_a_zip_holds_bytes_and_modes_and_knows_its_hashes(tree: Path, tmp_path: Path) -> None:
     (tree / "run.sh").write_text("#!/bin/sh\n")
     (tree / "run.sh").chmod(0o755)
-    found = collect(ArtifactsSpec(files=("**/*",)), tree, lambda _text: None)
+    found = collect(ArtifactsSpec(files=("**/*",)), tree, NOWHERE, lambda _text: None)
     packed = pack_zip(found, tmp_path / "x.zip", max_bytes=10**6)
     data = packed.path.read_bytes()
     assert (packed.size_bytes, packed.file_count) == (len(data), 7)
@@ -94,7 +96,7 @@ def test_a_zip_holds_bytes_and_modes_and_knows_its_hashes(tree: Path, tmp_path: 
 
 def test_a_link_is_kept_as_a_link_where_asked(tree: Path, tmp_path: Path) -> None:
     (tree / "link").symlink_to("a.txt")
-    found = collect(ArtifactsSpec(files=("link",), enable_symlinks=True), tree, lambda _text: None)
+    found = collect(ArtifactsSpec(files=("link",), enable_symlinks=True), tree, NOWHERE, lambda _text: None)
     packed = pack_zip(found, tmp_path / "x.zip", max_bytes=10**6)
     with zipfile.ZipFile(packed.path) as archive:
         info = archive.getinfo("link")
@@ -111,7 +113,7 @@ def test_a_name_that_no_object_can_have_is_refused(name: str) -> None:
 
 def test_too_large_and_changing_files_are_errors_and_never_torn(tree: Path, tmp_path: Path) -> None:
     (tree / "big").write_bytes(os.urandom(100_000))
-    (found,) = collect(ArtifactsSpec(files=("big",)), tree, lambda _text: None)
+    (found,) = collect(ArtifactsSpec(files=("big",)), tree, NOWHERE, lambda _text: None)
     with pytest.raises(BuildProblem) as caught:
         pack_zip([found], tmp_path / "x.zip", max_bytes=1000)
     assert caught.value.reason is Reason.ARTIFACT_TOO_LARGE

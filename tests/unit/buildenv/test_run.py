@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 
 from buildenv.fake_engine import FakeEngine
 from buildenv.run import Job, Result, StopSignal, run
-from millrace.contract import Claim, Grant, GrantRequest, PhaseReport
-from millrace.errors import AttemptFenced, InfraProblem
+from millrace.contract import CacheHit, CacheQuery, Claim, Grant, GrantRequest, PhaseReport, SecretReference
+from millrace.errors import AttemptFenced, BuildProblem, InfraProblem
 from millrace.project import BuildSettings
 from millrace.vocabulary import PhaseType, Reason, StatusType, Verdict
 
@@ -31,6 +32,8 @@ class Recorder:
         self.fence_at: PhaseType | None = None
         self.store_away = False
         self.on_log: Any = None
+        self.kept_secrets: dict[str, str] = {}
+        self.asked: CacheQuery | None = None
 
     def phase(self, report: PhaseReport) -> None:
         if report.phase_type is self.fence_at:
@@ -60,6 +63,16 @@ class Recorder:
 
     def download(self, grant: Grant, path: Path) -> None:
         raise AssertionError("nothing to download")
+
+    def secrets(self, references: Sequence[SecretReference]) -> Mapping[str, str]:
+        missing = [one.value for one in references if one.value not in self.kept_secrets]
+        if missing:
+            raise BuildProblem(f"parameter does not exist: {missing[0]}", reason=Reason.SECRET_UNAVAILABLE)
+        return {one.name: self.kept_secrets[one.value] for one in references}
+
+    def find_cache(self, query: CacheQuery) -> CacheHit | None:
+        self.asked = query
+        return None
 
     def statuses(self) -> dict[str, str | None]:
         return {name.value: report.status.value if report.status else None for name, report in self.phases.items()}
@@ -269,12 +282,75 @@ def test_a_secret_that_cannot_be_had_stops_the_build(tmp_path: Path, recorder: R
 
 
 def test_what_is_not_acted_on_yet_is_said(tmp_path: Path, recorder: Recorder) -> None:
-    spec = HEAD + "  build:\n    run-as: me\n    on-failure: RETRY\n    commands: [echo a]\n"
-    carried(tmp_path, recorder, spec + "cache:\n  paths: [a]\nreports:\n  r: {files: [a]}\n")
-    for words in (
-        b"cache in the buildspec",
-        b"reports in the buildspec",
-        b"run-as in the buildspec",
-        b"on-failure RETRY in the buildspec",
-    ):
-        assert words in recorder.text
+    spec = HEAD + "  build:\n    commands: [echo a]\nreports:\n  r: {files: [a]}\n"
+    carried(tmp_path, recorder, spec)
+    assert b"reports in the buildspec is understood, but not acted on yet" in recorder.text
+
+
+def test_secrets_reach_the_build_and_not_its_log(tmp_path: Path, recorder: Recorder) -> None:
+    recorder.kept_secrets = {"/prod/token": "s3cr3t-value", "prod/db:password": "another-one"}
+    spec = (
+        HEAD
+        + "  build:\n    commands:\n      - echo got $TOKEN and $DB\n      - test $TOKEN\n"
+        + "env:\n  parameter-store: {TOKEN: /prod/token}\n  secrets-manager: {DB: 'prod/db:password'}\n"
+        + "  exported-variables: [TOKEN, COPY]\n  variables: {COPY: made-of-s3cr3t-value}\n"
+    )
+    result = carried(tmp_path, recorder, spec)
+    assert b"got *** and ***" in recorder.text
+    assert b"s3cr3t" not in recorder.text
+    assert [(one.name, one.value) for one in result.exported_variables] == [("COPY", "made-of-***")]
+    assert b"Warning: TOKEN is not exported: it is a secret" in recorder.text
+
+
+def test_a_secret_in_a_failed_command_is_hidden_in_its_message(tmp_path: Path, recorder: Recorder) -> None:
+    recorder.kept_secrets = {"/t": "abcdefgh"}
+    spec = HEAD + "  build:\n    commands: ['echo abcdefgh && exit 3']\nenv:\n  parameter-store: {T: /t}\n"
+    result = carried(tmp_path, recorder, spec)
+    assert result.message == "Error while executing command: echo *** && exit 3. Reason: exit status 3"
+    assert recorder.phases[PhaseType.BUILD].contexts[0].message == result.message
+
+
+@pytest.mark.parametrize(
+    ("wanted", "done", "retried"),
+    [
+        ("RETRY", 0, True),
+        ("RETRY", 3, False),
+        ("retry-1", 0, True),
+        ("RETRY-0", 0, False),
+        ("RETRY-2-status 4$", 1, True),
+        ("RETRY-2-status 5", 0, False),
+        ("Retry-printed by", 0, True),
+    ],
+)
+def test_a_phase_may_ask_for_a_fresh_attempt(tmp_path: Path, recorder: Recorder, wanted: str, done: int, retried: bool) -> None:
+    spec = HEAD + f"  build:\n    on-failure: {wanted}\n    commands: [echo printed by it, exit 4]\n    finally: [echo last]\n"
+    one = job(tmp_path, spec)
+    one = replace(one, claim=one.claim.model_copy(update={"retries": done}))
+    result = run(one, FakeEngine({}), recorder, recorder, StopSignal())
+    assert b"\nlast\n" in recorder.text
+    if retried:
+        assert (result.verdict, result.reason) == (Verdict.HANDED_BACK, Reason.PHASE_RETRY)
+        assert "POST_BUILD" not in recorder.statuses()
+    else:
+        assert (result.verdict, result.reason) == (Verdict.FAILED, Reason.EXIT_CODE)
+        assert recorder.statuses()["POST_BUILD"] == "SUCCEEDED"
+
+
+def test_a_cache_that_the_store_cannot_give_costs_nothing_but_a_line(tmp_path: Path, recorder: Recorder) -> None:
+    spec = HEAD + "  build:\n    commands: [mkdir c, echo x > c/f]\ncache:\n  key: k-1\n  paths: ['c/**/*']\n"
+    recorder.store_away = True
+    result = carried(tmp_path, recorder, spec, cache={"type": "S3"}, artifacts={"type": "NO_ARTIFACTS"})
+    assert result.verdict is Verdict.SUCCEEDED
+    assert recorder.asked is not None
+    assert recorder.asked.keys == ("k-1",)
+    assert b"Warning: the cache is not saved: the object store is away" in recorder.text
+    assert result.caches == ()
+
+
+@pytest.mark.parametrize(("action", "asks", "saves"), [("restore", True, False), ("save", False, True)])
+def test_a_cache_may_be_restored_only_or_saved_only(
+    tmp_path: Path, recorder: Recorder, action: str, asks: bool, saves: bool
+) -> None:
+    spec = HEAD + f"  build:\n    commands: [echo x > f]\ncache:\n  key: k\n  action: {action}\n  paths: [f]\n"
+    result = carried(tmp_path, recorder, spec, cache={"type": "S3"})
+    assert (recorder.asked is not None, len(result.caches)) == (asks, int(saves))
