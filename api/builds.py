@@ -10,18 +10,21 @@ from api.auth import Scope, needs, principal, require_build, require_project
 from api.context import here
 from api.errors import from_validation
 from api.paging import limit_of, only
-from api.projects import check_sources
+from api.projects import check_reach, check_sources
 from millrace.errors import InvalidInput, NotFound
 from millrace.project import BuildOverrides, effective
-from millrace.vocabulary import BuildState
+from millrace.vocabulary import BuildState, TokenScope
 from scheduler import dispatch, intake, lifecycle, projects, queries
 from scheduler.queries import BuildRecord
 
 _OVERRIDES: Final = {
     "type": "sourceTypeOverride",
     "location": "sourceLocationOverride",
+    "auth": "sourceAuthOverride",
     "compute_type": "computeTypeOverride",
     "environment_variables": "environmentVariablesOverride",
+    "secondary_sources": "secondarySourcesOverride",
+    "secondary_artifacts": "secondaryArtifactsOverride",
     "": "sourceTypeOverride",
 }
 """Where the settings of a build come from, for errors that only show once they are put together; "": the source as a whole."""
@@ -39,9 +42,7 @@ def start() -> tuple[Response, int, dict[str, str]]:
     overrides = jsonbody.read(BuildOverrides)
     require_project(overrides.project_name)
     _check_overrides(overrides)
-    key = request.headers.get("Idempotency-Key", overrides.idempotency_token)
-    if key is not None and not 1 <= len(key) <= 255:
-        raise InvalidInput("an idempotency key has 1 to 255 characters")
+    key = _key(overrides.idempotency_token)
     who = principal()
     submitted = intake.submit(
         context.db,
@@ -53,6 +54,18 @@ def start() -> tuple[Response, int, dict[str, str]]:
         ),
         context.settings,
     )
+    return _submitted(submitted)
+
+
+def _key(token: str | None) -> str | None:
+    key = request.headers.get("Idempotency-Key", token)
+    if key is not None and not 1 <= len(key) <= 255:
+        raise InvalidInput("an idempotency key has 1 to 255 characters")
+    return key
+
+
+def _submitted(submitted: intake.Submitted) -> tuple[Response, int, dict[str, str]]:
+    context = here()
     if submitted.created:
         dispatch.ring_now(context.db, context.bell, submitted.build_id, submitted.fleet)
     record = existing(submitted.build_id)
@@ -73,6 +86,10 @@ def _check_overrides(overrides: BuildOverrides) -> None:
         raise from_validation(error, BuildOverrides, names=_OVERRIDES) from error
     if overrides.source_type_override or overrides.source_location_override or overrides.buildspec_override:
         check_sources(context.settings, settings.source)
+    if overrides.secondary_sources_override:
+        check_sources(context.settings, *settings.secondary_sources)
+    if principal().scope is TokenScope.PROJECT:
+        check_reach(project.settings, settings)
 
 
 @blueprint.get("")
@@ -103,6 +120,27 @@ def show(build_id: str) -> dict[str, Any]:
     """One build."""
     require_build(build_id)
     return render.build(existing(build_id), here().settings)
+
+
+@blueprint.post("/<build_id>/retry")
+@needs(Scope.USER)
+def retry(build_id: str) -> tuple[Response, int, dict[str, str]]:
+    """Queue a build like one that has ended (CodeBuild: RetryBuild): its settings, and of git the very commit. As `start`.
+
+    409 where the build has not ended.
+    """
+    require_build(build_id)
+    context = here()
+    key = _key(None)
+    who = principal()
+    submitted = intake.retry(
+        context.db,
+        intake.RetryRequest(
+            build_id=build_id, initiator=who.name, idempotency_scope=f"token:{who.token_id}", idempotency_key=key
+        ),
+        context.settings,
+    )
+    return _submitted(submitted)
 
 
 @blueprint.post("/<build_id>/stop")

@@ -1,6 +1,6 @@
 """Routes of projects."""
 
-from typing import Any
+from typing import Any, Final
 
 from flask import Blueprint, Response, jsonify, request, url_for
 
@@ -10,12 +10,14 @@ from api.context import here
 from api.paging import limit_of, only
 from buildenv.buildspec import looks_inline, parse
 from buildenv.source import check_location
-from millrace.errors import InvalidInput
-from millrace.project import ProjectSettings, ProjectSource
+from millrace.errors import Forbidden, InvalidInput
+from millrace.project import BuildSettings, ProjectSettings, ProjectSource
 from millrace.settings import Settings
 from millrace.storage import check_key
+from millrace.vocabulary import TokenScope
 from scheduler import projects
 
+_BY_ADMIN: Final = "Use an admin token."
 blueprint = Blueprint("projects", __name__, url_prefix="/v1/projects")
 
 
@@ -62,6 +64,8 @@ def replace(name: str) -> dict[str, Any]:
     if settings.name != name:
         raise InvalidInput(f"the address names project {name!r}, the body {settings.name!r}")
     check_sources(context.settings, settings.source, *settings.secondary_sources)
+    if principal().scope is TokenScope.PROJECT:
+        check_reach(projects.get(context.db, name).settings, settings)
     return render.project(projects.update(context.db, settings), context.settings)
 
 
@@ -90,6 +94,19 @@ def check_sources(settings: Settings, *sources: ProjectSource) -> None:
             raise _no_buildspec(source.buildspec, "a path is read below the source's top folder")
         elif not source.buildspec.isprintable():
             raise _no_buildspec(source.buildspec, "a path has no control characters")
+
+
+def check_reach(project: ProjectSettings, wanted: BuildSettings | ProjectSettings) -> None:
+    """Raises Forbidden where a project's own token would reach what only the project's settings may name: buckets, shared caches,
+    privileges."""
+    buckets = {one.location for one in (project.artifacts, *project.secondary_artifacts)}
+    for one in (wanted.artifacts, *wanted.secondary_artifacts):
+        if one.location is not None and one.location not in buckets:
+            raise Forbidden(f"artifacts into bucket {one.location[:100]!r} are not among the project's own", hint=_BY_ADMIN)
+    if wanted.cache.cache_namespace not in (None, project.cache.cache_namespace):
+        raise Forbidden("the cacheNamespace is not the project's own", hint=_BY_ADMIN)
+    if wanted.environment.privileged_mode and not project.environment.privileged_mode:
+        raise Forbidden("privilegedMode is not the project's own", hint=_BY_ADMIN)
 
 
 def _no_buildspec(value: str, why: str) -> InvalidInput:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from millrace.ids import uuid_of
+from millrace.ids import container_name, uuid_of
 from millrace.settings import Settings
 from millrace.vocabulary import ArtifactsType, BuildState, StatusType
 from scheduler.leases import build_arn
@@ -38,6 +38,10 @@ def build(record: BuildRecord, settings: Settings, *, brief: bool = False) -> di
     """CodeBuild: Build, with our own facts below `millrace`. `brief` leaves the list of artifacts out, which may be long."""
     wanted = record.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     wanted.pop("artifacts")
+    if not wanted.pop("debugSessionEnabled", False):
+        debug = {}
+    else:
+        debug = {"debugSession": {"sessionEnabled": True, "sessionTarget": _debug_target(record)}}
     answer: dict[str, Any] = {
         "id": record.id,
         "arn": build_arn(settings, record.id),
@@ -48,6 +52,7 @@ def build(record: BuildRecord, settings: Settings, *, brief: bool = False) -> di
         "buildComplete": record.ended,
         "initiator": record.initiator,
         **wanted,
+        **debug,
         "phases": [phase(item) for item in record.phases],
         "artifacts": _artifacts(record, settings),
         "logs": _logs(record, settings),
@@ -74,6 +79,7 @@ def build(record: BuildRecord, settings: Settings, *, brief: bool = False) -> di
             "fleet": record.fleet,
             "priority": record.priority,
             "stopRequested": record.cancel_requested,
+            "retryOf": record.retry_of,
             "marks": dict(record.marks),
             "phaseMs": {item.phase_type.value: item.duration_ms for item in record.phases if item.duration_ms is not None},
             "artifacts": artifacts(record.artifacts),
@@ -83,9 +89,27 @@ def build(record: BuildRecord, settings: Settings, *, brief: bool = False) -> di
         del answer["millrace"]["artifacts"]
     if record.finished_ms is not None:
         answer["endTime"] = seconds(record.finished_ms)
+    if wanted.get("autoRetryLimit") is not None:
+        answer["autoRetryConfig"] = _auto_retry(record, settings)
     if record.resolved_source_version:
         answer["resolvedSourceVersion"] = record.resolved_source_version
     return answer
+
+
+def _debug_target(record: BuildRecord) -> str:
+    """The container in which `codebuild-breakpoint` waits, and its worker."""
+    return f"{container_name(record.id, record.attempt_no)}@{record.attempts[-1].worker_id}" if record.attempts else ""
+
+
+def _auto_retry(record: BuildRecord, settings: Settings) -> dict[str, Any]:
+    """CodeBuild: AutoRetryConfig."""
+    previous = record.retry_of if record.auto_retry_number else None
+    return {
+        "autoRetryLimit": record.settings.auto_retry_limit,
+        "autoRetryNumber": record.auto_retry_number,
+        "nextAutoRetry": build_arn(settings, record.next_auto_retry) if record.next_auto_retry else None,
+        "previousAutoRetry": build_arn(settings, previous) if previous else None,
+    }
 
 
 def phase(record: PhaseRecord) -> dict[str, Any]:

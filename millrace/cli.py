@@ -32,6 +32,7 @@ for verb in (
     builds.builds,
     builds.logs,
     builds.stop,
+    builds.retry,
     builds.artifacts,
     farm.up,
     farm.down,

@@ -5,7 +5,8 @@ Members that are absent stay None, so that what was not sent is not sent back.
 """
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic.alias_generators import to_camel
@@ -140,6 +141,11 @@ class ProjectSourceVersion(_Checked):
     source_identifier: str
     source_version: str
 
+    @field_validator("source_version")
+    @classmethod
+    def _version_is_plain(cls, version: str) -> str:
+        return check_source_version(version)
+
 
 class ProjectArtifacts(_Checked):
     """CodeBuild: ProjectArtifacts. How they are named and packed; `location` is a bucket."""
@@ -161,6 +167,8 @@ class ProjectArtifacts(_Checked):
             raise ValueError("CODEPIPELINE artifacts are not served: use S3")
         if self.type is ArtifactsType.NO_ARTIFACTS and self.encryption_disabled is not None:
             raise ValueError("artifact type NO_ARTIFACTS should have null encryptionDisabled")
+        if self.artifact_identifier is not None and not _IDENTIFIER.fullmatch(self.artifact_identifier):
+            raise ValueError("artifactIdentifier takes letters, digits and _, at most 127")
         return self
 
 
@@ -186,10 +194,13 @@ class ProjectFleet(_Checked):
     fleet_arn: Text | None = None
 
 
+EnvironmentType = Literal["LINUX_CONTAINER", "ARM_CONTAINER", "LINUX_GPU_CONTAINER", "LINUX_EC2", "ARM_EC2"]
+
+
 class ProjectEnvironment(_Checked):
     """CodeBuild: ProjectEnvironment."""
 
-    type: Literal["LINUX_CONTAINER", "ARM_CONTAINER", "LINUX_GPU_CONTAINER", "LINUX_EC2", "ARM_EC2"] = "LINUX_CONTAINER"
+    type: EnvironmentType = "LINUX_CONTAINER"
     image: str
     compute_type: str = "BUILD_GENERAL1_SMALL"
     environment_variables: tuple[EnvironmentVariable, ...] = ()
@@ -265,6 +276,27 @@ class Tag(_Checked):
     value: Annotated[str, StringConstraints(max_length=255)]
 
 
+def _check_secondary(
+    sources: Sequence[ProjectSource], versions: Sequence[ProjectSourceVersion], artifacts: Sequence[ProjectArtifacts]
+) -> None:
+    """Raises ValueError where secondary sources, their versions and artifacts cannot be told apart or do not fit together."""
+    named: dict[str, list[str | None]] = {
+        "secondarySources": [one.source_identifier for one in sources],
+        "secondaryArtifacts": [one.artifact_identifier for one in artifacts],
+        "secondarySourceVersions": [one.source_identifier for one in versions],
+    }
+    for what, identifiers in named.items():
+        member = "artifactIdentifier" if what == "secondaryArtifacts" else "sourceIdentifier"
+        if not all(identifiers):
+            raise ValueError(f"each of {what} needs a {member}")
+        twice = sorted({str(name) for name in identifiers if identifiers.count(name) > 1})
+        if twice:
+            raise ValueError(f"{what} has the {member} {', '.join(twice)} twice")
+    unknown = {one.source_identifier for one in versions} - {one.source_identifier for one in sources}
+    if unknown:
+        raise ValueError(f"secondarySourceVersions names {', '.join(sorted(unknown))}, which is none of secondarySources")
+
+
 class ProjectSettings(_Checked):
     """What a user says of a project (CodeBuild: CreateProject). The farm adds its arn and times."""
 
@@ -293,17 +325,22 @@ class ProjectSettings(_Checked):
     def _version_is_plain(cls, version: str | None) -> str | None:
         return check_source_version(version) if version else version
 
+    @model_validator(mode="after")
+    def _secondary_fit(self) -> Self:
+        _check_secondary(self.secondary_sources, self.secondary_source_versions, self.secondary_artifacts)
+        return self
+
 
 class BuildSettings(_Checked):
     """The effective settings of one build: its project's, with the request's overrides already applied."""
 
     project_name: ProjectName
     source: ProjectSource
-    secondary_sources: tuple[ProjectSource, ...] = ()
+    secondary_sources: Annotated[tuple[ProjectSource, ...], Field(max_length=12)] = ()
     source_version: str | None = None
-    secondary_source_versions: tuple[ProjectSourceVersion, ...] = ()
+    secondary_source_versions: Annotated[tuple[ProjectSourceVersion, ...], Field(max_length=12)] = ()
     artifacts: ProjectArtifacts
-    secondary_artifacts: tuple[ProjectArtifacts, ...] = ()
+    secondary_artifacts: Annotated[tuple[ProjectArtifacts, ...], Field(max_length=12)] = ()
     cache: ProjectCache = ProjectCache()
     environment: ProjectEnvironment
     service_role: Text | None = None
@@ -312,24 +349,49 @@ class BuildSettings(_Checked):
     encryption_key: Text | None = None
     logs_config: LogsConfig | None = None
     debug_session_enabled: bool = False
+    auto_retry_limit: Annotated[int, Field(ge=0, le=10)] | None = None
+
+    @model_validator(mode="after")
+    def _secondary_fit(self) -> Self:
+        _check_secondary(self.secondary_sources, self.secondary_source_versions, self.secondary_artifacts)
+        return self
 
 
 class BuildOverrides(_Checked):
-    """What one request changes of its project (CodeBuild: StartBuild). Variables are merged by name."""
+    """What one request changes of its project (CodeBuild: StartBuild). Variables are merged by name; all else replaces."""
 
     project_name: ProjectName
     source_version: str | None = None
     source_type_override: SourceType | None = None
     source_location_override: Text | None = None
+    source_auth_override: SourceAuth | None = None
     git_clone_depth_override: Annotated[int, Field(ge=0)] | None = None
+    git_submodules_config_override: GitSubmodulesConfig | None = None
     buildspec_override: Text | None = None
+    insecure_ssl_override: bool | None = None
+    report_build_status_override: bool | None = None
+    build_status_config_override: BuildStatusConfig | None = None
+    secondary_sources_override: Annotated[tuple[ProjectSource, ...], Field(max_length=12)] | None = None
+    secondary_sources_version_override: Annotated[tuple[ProjectSourceVersion, ...], Field(max_length=12)] | None = None
+    artifacts_override: ProjectArtifacts | None = None
+    secondary_artifacts_override: Annotated[tuple[ProjectArtifacts, ...], Field(max_length=12)] | None = None
     environment_variables_override: tuple[EnvironmentVariable, ...] = ()
+    environment_type_override: EnvironmentType | None = None
     image_override: str | None = None
     compute_type_override: str | None = None
-    artifacts_override: ProjectArtifacts | None = None
+    certificate_override: Text | None = None
+    privileged_mode_override: bool | None = None
+    registry_credential_override: RegistryCredential | None = None
+    image_pull_credentials_type_override: Literal["CODEBUILD", "SERVICE_ROLE"] | None = None
+    fleet_override: ProjectFleet | None = None
     cache_override: ProjectCache | None = None
+    service_role_override: Text | None = None
+    encryption_key_override: Text | None = None
+    logs_config_override: LogsConfig | None = None
     timeout_in_minutes_override: Annotated[int, Field(ge=1, le=2160)] | None = None
     queued_timeout_in_minutes_override: Annotated[int, Field(ge=1, le=480)] | None = None
+    debug_session_enabled: bool | None = None
+    auto_retry_limit_override: Annotated[int, Field(ge=0, le=10)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     idempotency_token: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
 
@@ -344,41 +406,69 @@ class BuildOverrides(_Checked):
         return check_image(image) if image is not None else None
 
 
+_OF_SOURCE = {
+    "type": "source_type_override",
+    "location": "source_location_override",
+    "auth": "source_auth_override",
+    "git_clone_depth": "git_clone_depth_override",
+    "git_submodules_config": "git_submodules_config_override",
+    "buildspec": "buildspec_override",
+    "insecure_ssl": "insecure_ssl_override",
+    "report_build_status": "report_build_status_override",
+    "build_status_config": "build_status_config_override",
+}
+_OF_ENVIRONMENT = {
+    "type": "environment_type_override",
+    "image": "image_override",
+    "compute_type": "compute_type_override",
+    "certificate": "certificate_override",
+    "privileged_mode": "privileged_mode_override",
+    "registry_credential": "registry_credential_override",
+    "image_pull_credentials_type": "image_pull_credentials_type_override",
+    "fleet": "fleet_override",
+}
+_OF_BUILD = {
+    "secondary_sources": "secondary_sources_override",
+    "secondary_source_versions": "secondary_sources_version_override",
+    "artifacts": "artifacts_override",
+    "secondary_artifacts": "secondary_artifacts_override",
+    "cache": "cache_override",
+    "service_role": "service_role_override",
+    "encryption_key": "encryption_key_override",
+    "logs_config": "logs_config_override",
+    "timeout_in_minutes": "timeout_in_minutes_override",
+    "queued_timeout_in_minutes": "queued_timeout_in_minutes_override",
+    "auto_retry_limit": "auto_retry_limit_override",
+}
+"""Which override stands for which member."""
+
+
+def _overridden(shape: Shape, wanted: BuildOverrides, table: Mapping[str, str]) -> dict[str, Any]:
+    """The members of `shape` as they are, with what the request says of those in `table`."""
+    members = {name: getattr(shape, name) for name in type(shape).model_fields}
+    said = {name: getattr(wanted, override) for name, override in table.items()}
+    return members | {name: value for name, value in said.items() if value is not None}
+
+
 def effective(project: ProjectSettings, wanted: BuildOverrides) -> BuildSettings:
     """The settings that a build of `project` runs with. Raises pydantic's ValidationError where an override does not fit.
 
     CodeBuild: StartBuild; variables are merged by name, and a changed source drops the project's source version.
     """
-    source = project.source.model_dump(exclude_none=True)
     moved = wanted.source_type_override is not None or wanted.source_location_override is not None
-    for field, value in (
-        ("type", wanted.source_type_override),
-        ("location", wanted.source_location_override),
-        ("git_clone_depth", wanted.git_clone_depth_override),
-        ("buildspec", wanted.buildspec_override),
-    ):
-        if value is not None:
-            source[field] = value
     variables = {v.name: v for v in project.environment.environment_variables}
     variables.update((v.name, v) for v in wanted.environment_variables_override)
-    environment = project.environment.model_dump() | {
-        "environment_variables": [v.model_dump() for v in variables.values()],
-        "image": wanted.image_override or project.environment.image,
-        "compute_type": wanted.compute_type_override or project.environment.compute_type,
-    }
-    return BuildSettings(
-        project_name=project.name,
-        source=ProjectSource.model_validate(source),
-        secondary_sources=project.secondary_sources,
-        source_version=wanted.source_version or (None if moved else project.source_version),
-        secondary_source_versions=project.secondary_source_versions,
-        artifacts=wanted.artifacts_override or project.artifacts,
-        secondary_artifacts=project.secondary_artifacts,
-        cache=wanted.cache_override or project.cache,
-        environment=ProjectEnvironment.model_validate(environment),
-        service_role=project.service_role,
-        timeout_in_minutes=wanted.timeout_in_minutes_override or project.timeout_in_minutes,
-        queued_timeout_in_minutes=wanted.queued_timeout_in_minutes_override or project.queued_timeout_in_minutes,
-        encryption_key=project.encryption_key,
-        logs_config=project.logs_config,
+    environment = _overridden(project.environment, wanted, _OF_ENVIRONMENT)
+    kept = {name: getattr(project, name) for name in BuildSettings.model_fields if name in ProjectSettings.model_fields}
+    said = {name: getattr(wanted, override) for name, override in _OF_BUILD.items()}
+    return BuildSettings.model_validate(
+        kept
+        | {name: value for name, value in said.items() if value is not None}
+        | {
+            "project_name": project.name,
+            "source": ProjectSource.model_validate(_overridden(project.source, wanted, _OF_SOURCE)),
+            "source_version": wanted.source_version or (None if moved else project.source_version),
+            "environment": ProjectEnvironment.model_validate(environment | {"environment_variables": tuple(variables.values())}),
+            "debug_session_enabled": bool(wanted.debug_session_enabled),
+        }
     )

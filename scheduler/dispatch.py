@@ -15,8 +15,8 @@ from millrace.errors import Unavailable
 from millrace.log import get_logger
 from millrace.vocabulary import BuildState
 from scheduler.db import Database, now_ms
-from scheduler.lifecycle import bell_key
 from scheduler.models import Build, Outbox
+from scheduler.queue import bell_key
 
 log = get_logger(__name__)
 TASK: Final = "worker.run_build"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,20 +10,20 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from millrace.errors import FieldProblem, IdempotencyMismatch, InvalidInput, NotFound
-from millrace.ids import new_build_id
+from millrace.errors import Conflict, FieldProblem, IdempotencyMismatch, InvalidInput, NotFound
 from millrace.log import get_logger
 from millrace.project import BuildOverrides, BuildSettings, ProjectSettings, effective
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState
 from scheduler.db import Database, now_ms
-from scheduler.lifecycle import put_bell
+from scheduler.lifecycle import repeated
 from scheduler.models import Build, Idempotency, Project
+from scheduler.queue import Origin, enqueue
+from scheduler.states import TERMINAL
 
 log = get_logger(__name__)
 KEY_LASTS_MS: Final = 86_400_000
 """How long an idempotency key is remembered."""
-_FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,24 @@ class BuildRequest:
     initiator: str
     idempotency_scope: str = ""
     idempotency_key: str | None = None
+
+    def digest(self) -> str:
+        """What the request asks for, to tell one from another of the same key."""
+        return _sha256(json.dumps(self.overrides.model_dump(mode="json", exclude={"idempotency_token"}), sort_keys=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryRequest:
+    """A wish to repeat a build that has ended (CodeBuild: RetryBuild)."""
+
+    build_id: str
+    initiator: str
+    idempotency_scope: str = ""
+    idempotency_key: str | None = None
+
+    def digest(self) -> str:
+        """As of a BuildRequest."""
+        return _sha256(f"retry of {self.build_id}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +69,53 @@ def submit(db: Database, request: BuildRequest, settings: Settings) -> Submitted
     Raises NotFound for an unknown project, InvalidInput where an override does not fit, IdempotencyMismatch.
     """
 
+    def make(session: Session) -> Build:
+        project = _project(session, request.overrides.project_name)
+        wanted = _settings(project, request.overrides)
+        origin = Origin(initiator=request.initiator, priority=request.overrides.priority, max_attempts=settings.max_attempts)
+        return enqueue(session, project, wanted, origin)
+
+    return _once(db, request, make)
+
+
+def retry(db: Database, request: RetryRequest, settings: Settings) -> Submitted:
+    """Queue a build like one that has ended, with its settings as they were then, whatever became of its project's.
+
+    Raises NotFound for an unknown build or a deleted project, Conflict for a build that has not ended, IdempotencyMismatch.
+    """
+
+    def make(session: Session) -> Build:
+        build = session.get(Build, request.build_id) if "\x00" not in request.build_id else None
+        if build is None:
+            raise NotFound(f"there is no build {request.build_id[:200]!r}", hint="GET /v1/builds lists them.")
+        if BuildState(build.state) not in TERMINAL:
+            raise Conflict(
+                f"build {build.id} has not ended, it is {build.state}", hint="Stop it, or wait for its end, then retry it."
+            )
+        project = _project(session, build.project_name)
+        origin = Origin(
+            initiator=request.initiator, priority=build.priority, max_attempts=settings.max_attempts, retry_of=build.id
+        )
+        return enqueue(session, project, repeated(build), origin)
+
+    return _once(db, request, make)
+
+
+def _once(db: Database, request: BuildRequest | RetryRequest, make: Callable[[Session], Build]) -> Submitted:
+    """The build that `make` queues, or that an earlier request of the same key has made."""
+
     def work(session: Session) -> Submitted:
         if request.idempotency_key is not None:
             known = _known(session, request.idempotency_scope, request.idempotency_key)
             if known is not None:
-                return _again(session, known, _digest(request))
-        project = session.get(Project, request.overrides.project_name, with_for_update=True)
-        if project is None or project.deleted_ms is not None:
-            raise NotFound(
-                f"there is no project {request.overrides.project_name!r}",
-                hint="POST /v1/projects makes one; GET /v1/projects lists them.",
-            )
-        wanted = _settings(project, request.overrides)
-        build = _record(session, project, wanted, request, settings)
-        put_bell(session, build)
+                return _again(session, known, request.digest())
+        build = make(session)
         if request.idempotency_key is not None:
             session.add(
                 Idempotency(
                     scope=request.idempotency_scope,
                     key=request.idempotency_key,
-                    request_sha256=_digest(request),
+                    request_sha256=request.digest(),
                     build_id=build.id,
                     created_ms=build.submitted_ms,
                 )
@@ -84,8 +129,18 @@ def submit(db: Database, request: BuildRequest, settings: Settings) -> Submitted
             raise
         submitted = db.run(work)  # the same key came twice at once: the other request won, and its build is the answer
     if submitted.created:
-        log.info("build.queued", build_id=submitted.build_id, project=request.overrides.project_name, initiator=request.initiator)
+        log.info("build.queued", build_id=submitted.build_id, initiator=request.initiator)
     return submitted
+
+
+def _project(session: Session, name: str) -> Project:
+    project = session.get(Project, name, with_for_update=True)
+    if project is None or project.deleted_ms is not None:
+        raise NotFound(
+            f"there is no project {name!r}",
+            hint="POST /v1/projects makes one; GET /v1/projects lists them.",
+        )
+    return project
 
 
 def _settings(project: Project, overrides: BuildOverrides) -> BuildSettings:
@@ -94,45 +149,6 @@ def _settings(project: Project, overrides: BuildOverrides) -> BuildSettings:
     except ValidationError as error:
         fields = [FieldProblem(field=".".join(str(part) for part in item["loc"]), what=item["msg"]) for item in error.errors()]
         raise InvalidInput("the overrides do not fit the project", fields=fields) from error
-
-
-def _record(session: Session, project: Project, wanted: BuildSettings, request: BuildRequest, settings: Settings) -> Build:
-    now: int = session.execute(sa.select(now_ms())).scalar_one()
-    project.last_build_number += 1
-    build = Build(
-        id=new_build_id(project.name),
-        project_name=project.name,
-        number=project.last_build_number,
-        settings=wanted.model_dump(mode="json", by_alias=True, exclude_none=True),
-        initiator=request.initiator,
-        fleet=_fleet(wanted),
-        priority=request.overrides.priority,
-        state=BuildState.QUEUED.value,
-        max_attempts=settings.max_attempts,
-        submitted_ms=now,
-        queued_ms=now,
-        queue_deadline_ms=now + wanted.queued_timeout_in_minutes * 60_000,
-        marks={"accepted": now},
-        attempt_no=0,
-        faults=0,
-        message="",
-        exported=[],
-    )
-    session.add(build)
-    session.flush()
-    return build
-
-
-def _fleet(wanted: BuildSettings) -> str:
-    """The fleet that a build asks for: a bare name, or the name in a fleet ARN (`...:fleet/NAME:UUID`)."""
-    arn = wanted.environment.fleet.fleet_arn if wanted.environment.fleet else None
-    if not arn:
-        return "default"
-    name = arn.rpartition("fleet/")[2].partition(":")[0] if arn.startswith("arn:") else arn
-    if _FLEET_NAME.fullmatch(name) is None:
-        what = "is neither the ARN nor the name of a fleet; a name has at most 100 letters, digits, hyphens, dots and underscores"
-        raise InvalidInput(f"{arn[:100]!r} {what}", fields=[FieldProblem(field="environment.fleet.fleetArn", what=what)])
-    return name
 
 
 def _known(session: Session, scope: str, key: str) -> Idempotency | None:
@@ -154,6 +170,5 @@ def _again(session: Session, known: Idempotency, digest: str) -> Submitted:
     return Submitted(build_id=build.id, fleet=build.fleet, created=False)
 
 
-def _digest(request: BuildRequest) -> str:
-    text = json.dumps(request.overrides.model_dump(mode="json", exclude={"idempotency_token"}), sort_keys=True)
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

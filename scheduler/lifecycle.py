@@ -11,10 +11,12 @@ from millrace.contract import FinishReport
 from millrace.errors import AttemptFenced, InvalidInput
 from millrace.ids import staging_prefix
 from millrace.log import get_logger
+from millrace.project import BuildSettings
 from millrace.vocabulary import BuildState, Reason, StatusType, Verdict
 from scheduler import caches
 from scheduler.db import Database, now_ms
-from scheduler.models import Artifact, Attempt, Build, Event, LogChunk, Outbox, Phase
+from scheduler.models import Artifact, Attempt, Build, Event, LogChunk, Phase, Project
+from scheduler.queue import Origin, enqueue, put_bell
 from scheduler.states import HELD, TERMINAL, BuildEvent, after
 
 log = get_logger(__name__)
@@ -30,6 +32,7 @@ _NEVER_AGAIN: Final = frozenset({Reason.BUG})
 """Reasons of ours that a second attempt would only meet again."""
 MAX_PHASE_RETRIES: Final = 100
 """CodeBuild's own limit of `on-failure: RETRY-n`; the worker keeps to the count of the buildspec."""
+_RETRIED: Final = frozenset({BuildState.FAILED, BuildState.TIMED_OUT, BuildState.FAULT})
 _FREE_RETURNS: Final = 20
 """So many attempts of one build may end uncharged; then they count, as a build that never ends is worse than one that faults."""
 _OURS: Final = frozenset(reason for reason in Reason if reason.startswith(("infra.", "internal.")))
@@ -69,7 +72,9 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
         values |= {"attempt_no": build.attempt_no + 1}
     elif event is BuildEvent.REQUEUED:  # it waits anew, and so has its whole queue time-out again
         waits_ms = int(build.settings["queuedTimeoutInMinutes"]) * 60_000
-        values |= {"lease_owner": None, "lease_expires_ms": None, "queued_ms": at_ms, "queue_deadline_ms": at_ms + waits_ms}
+        values |= {"lease_owner": None, "lease_expires_ms": None, "queue_deadline_ms": at_ms + waits_ms}
+        if reason is not Reason.PHASE_RETRY:  # that one was asked for, and keeps its place
+            values |= {"queued_ms": at_ms}
     moved = session.execute(
         sa.update(Build)
         .where(Build.id == build.id, Build.state == before.value, Build.attempt_no == build.attempt_no)
@@ -92,10 +97,47 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
         )
     )
     session.flush()
+    if then in _RETRIED and reason is not None:
+        _retry_by_itself(session, build, reason)
     facts = {"build_id": build.id, "attempt_no": build.attempt_no, "before": before.value, "after": then.value}
     if reason:
         facts["reason"] = reason.value
     _log_after_commit(session, f"build.{event.lower()}", facts)
+
+
+def _retry_by_itself(session: Session, build: Build, reason: Reason) -> None:
+    """Queue the next build of one that failed, where its autoRetryLimit leaves one (CodeBuild: autoRetryConfig).
+
+    In the commit that ends the build, so that none is lost and none comes twice. What failed for its buildspec or waited in vain
+    would only do so again, and is retried all the same, as the limit is the user's word; a build whose record is damaged is not.
+    """
+    limit = build.settings.get("autoRetryLimit") or 0
+    if build.auto_retry_number >= limit or reason is Reason.BUG:
+        return
+    project = session.get(Project, build.project_name, with_for_update=True)
+    if project is None or project.deleted_ms is not None:
+        return
+    origin = Origin(
+        initiator=build.initiator,
+        priority=build.priority,
+        max_attempts=build.max_attempts,
+        retry_of=build.id,
+        auto_retry_number=build.auto_retry_number + 1,
+    )
+    following = enqueue(session, project, repeated(build), origin)
+    build.next_auto_retry = following.id
+    session.flush()
+
+
+def repeated(build: Build) -> BuildSettings:
+    """The settings of a build that repeats this one: its own, and of git the very commit that it built.
+
+    CodeBuild: RetryBuild takes the same source version; a branch that has moved on meanwhile would be another.
+    """
+    wanted = BuildSettings.model_validate(build.settings)
+    if wanted.source.is_git and build.resolved_source_version:
+        return wanted.model_copy(update={"source_version": build.resolved_source_version})
+    return wanted
 
 
 def end_attempt(session: Session, build: Build, verdict: Verdict, reason: Reason, message: str) -> Attempt | None:
@@ -124,10 +166,12 @@ def give_back(session: Session, build: Build, reason: Reason, message: str) -> N
     if build.cancel_requested_ms is not None:
         apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped on request")
         return
-    if reason is Reason.PHASE_RETRY and phase_retries(session, build) <= MAX_PHASE_RETRIES:
-        apply(session, build, BuildEvent.REQUEUED, reason=reason)
-        put_bell(session, build)
-        return
+    if reason is Reason.PHASE_RETRY:
+        if phase_retries(session, build) <= MAX_PHASE_RETRIES:
+            apply(session, build, BuildEvent.REQUEUED, reason=reason)
+            put_bell(session, build)
+            return
+        reason, message = Reason.BUG, f"its workers began it anew more than {MAX_PHASE_RETRIES} times"
     if reason not in _UNCHARGED or build.attempt_no - build.faults > _FREE_RETURNS:
         build.faults += 1
         session.flush()
@@ -142,25 +186,6 @@ def phase_retries(session: Session, build: Build) -> int:
     """How many attempts of this build have ended by `on-failure: RETRY`."""
     ended = sa.select(sa.func.count()).where(Attempt.build_id == build.id, Attempt.reason == Reason.PHASE_RETRY.value)
     return int(session.execute(ended).scalar_one())
-
-
-def bell_key(build_id: str, attempt_no: int) -> str:
-    """The outbox key of the bell for a build that waits after `attempt_no` attempts."""
-    return f"bell/{build_id}/{attempt_no}"
-
-
-def put_bell(session: Session, build: Build) -> None:
-    """Leave word that `build` waits, to be told to its fleet after the commit."""
-    at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
-    session.add(
-        Outbox(
-            kind="bell",
-            key=bell_key(build.id, build.attempt_no),
-            payload={"buildId": build.id, "fleet": build.fleet},
-            created_ms=at_ms,
-            next_try_ms=at_ms,
-        )
-    )
 
 
 def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report: FinishReport) -> BuildState:

@@ -72,6 +72,9 @@ class Build(Base):
     resolved_source_version: Mapped[str | None] = mapped_column(sa.String(256))
     exported: Mapped[list[dict[str, str]]] = mapped_column(Json, default=list)
     marks: Mapped[dict[str, int]] = mapped_column(Json, default=dict)
+    retry_of: Mapped[str | None] = mapped_column(sa.String(200))
+    auto_retry_number: Mapped[int] = mapped_column(default=0, server_default="0")
+    next_auto_retry: Mapped[str | None] = mapped_column(sa.String(200))
     __table_args__ = (
         sa.UniqueConstraint("project_name", "number"),
         sa.Index("ix_builds_queue", "fleet", "state", "priority", "queued_ms"),

@@ -84,6 +84,9 @@ class BuildRecord:
     marks: Mapping[str, int]
     phases: Sequence[PhaseRecord]
     artifacts: Sequence[ArtifactRecord]
+    retry_of: str | None
+    auto_retry_number: int
+    next_auto_retry: str | None
 
     @property
     def ended(self) -> bool:
@@ -166,6 +169,9 @@ def _full(session: Session, builds: Sequence[Build]) -> list[BuildRecord]:
 
 def _build(build: Build, phases: list[Phase], attempts: list[Attempt], artifacts: list[Artifact]) -> BuildRecord:
     return BuildRecord(
+        retry_of=build.retry_of,
+        auto_retry_number=build.auto_retry_number,
+        next_auto_retry=build.next_auto_retry,
         id=build.id,
         project_name=build.project_name,
         number=build.number,

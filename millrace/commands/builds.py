@@ -157,6 +157,21 @@ def stop(session: Session, build_id: str) -> int:
 
 @click.command()
 @click.argument("build_id")
+@click.option("-f", "--follow", is_flag=True, help="Show the new build's log until it has ended; the exit status is its verdict.")
+@click.pass_obj
+def retry(session: Session, build_id: str, follow: bool) -> int:
+    """Queue a build like one that has ended: its settings, and of git the very commit."""
+    client = connect(session)
+    build = client.post(f"{build_path(build_id)}/retry", {}, **{"Idempotency-Key": str(uuid.uuid4())})
+    console.print(f"Build {build['id']} (number {build['buildNumber']}) retries {build_id}")
+    if not follow:
+        return 0
+    _stop_on_interrupt(client, build["id"])
+    return _follow(session, client, build["id"], None)
+
+
+@click.command()
+@click.argument("build_id")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Fetch them into this folder.")
 @click.pass_obj
 def artifacts(session: Session, build_id: str, out: Path | None) -> int:

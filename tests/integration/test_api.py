@@ -479,3 +479,60 @@ def test_readiness_names_each_part_and_a_dead_bell_only_degrades(api: Api) -> No
     assert (body["parts"]["database"], body["parts"]["store"]) == ("ok", "ok")
     assert body["parts"]["broker"] != "ok"
     assert api.send("GET", "/healthz", token="").status_code == 200
+
+
+# Retries and what a project's own token may reach
+
+
+def test_a_retry_is_answered_as_a_start(api: Api) -> None:
+    old = api.build()
+    assert api.send("POST", f"/v1/builds/{old}/retry").status_code == 409
+    api.ok("POST", f"/v1/builds/{old}/stop")
+    answer = api.send("POST", f"/v1/builds/{old}/retry", headers={"Idempotency-Key": "k"})
+    assert answer.status_code == 201
+    made = answer.get_json()
+    assert (made["millrace"]["retryOf"], made["buildNumber"], answer.headers["Location"]) == (old, 2, f"/v1/builds/{made['id']}")
+    again = api.send("POST", f"/v1/builds/{old}/retry", headers={"Idempotency-Key": "k"})
+    assert (again.status_code, again.get_json()["id"]) == (200, made["id"])
+    assert api.send("POST", "/v1/builds/demo:none/retry").status_code == 404
+
+
+def test_auto_retries_are_linked_by_arn(api: Api) -> None:
+    api.ok("PUT", "/v1/projects/demo", json=a_project_json(autoRetryLimit=1))
+    first = api.build()
+    config = api.ok("GET", f"/v1/builds/{first}")["autoRetryConfig"]
+    assert config == {"autoRetryLimit": 1, "autoRetryNumber": 0, "nextAutoRetry": None, "previousAutoRetry": None}
+    report = a_report(Verdict.FAILED, Reason.EXIT_CODE)
+    assert api.attempt(api.claim(), "finish", report).status_code == 200
+    shown = api.ok("GET", f"/v1/builds/{first}")
+    second = api.ok("GET", "/v1/builds")["builds"][0]
+    assert shown["autoRetryConfig"]["nextAutoRetry"] == second["arn"]
+    assert second["autoRetryConfig"] | {"autoRetryLimit": 0} == {
+        "autoRetryLimit": 0,
+        "autoRetryNumber": 1,
+        "nextAutoRetry": None,
+        "previousAutoRetry": shown["arn"],
+    }
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"artifactsOverride": {"type": "S3", "location": "other-bucket"}},
+        {"secondaryArtifactsOverride": [{"type": "S3", "location": "other-bucket", "artifactIdentifier": "a"}]},
+        {"cacheOverride": {"type": "S3", "cacheNamespace": "theirs"}},
+        {"privilegedModeOverride": True},
+    ],
+    ids=lambda wanted: next(iter(wanted)),
+)
+def test_a_projects_own_token_reaches_no_further_than_its_settings(api: Api, wanted: dict[str, Any]) -> None:
+    token = tokens.create(api.db, "p", TokenScope.PROJECT, project="demo")
+    answer = api.send("POST", "/v1/builds", token=token, json={"projectName": "demo", **wanted})
+    assert answer.status_code == 403, answer.get_data(as_text=True)
+    assert api.send("POST", "/v1/builds", json={"projectName": "demo", **wanted}).status_code == 201
+    settings = {name.removesuffix("Override"): value for name, value in wanted.items()}
+    if "privilegedMode" in settings:
+        settings = {"environment": {**a_project_json()["environment"], "privilegedMode": True}}
+    changed = api.send("PUT", "/v1/projects/demo", token=token, json=a_project_json(**settings))
+    assert changed.status_code == 403, changed.get_data(as_text=True)
+    assert api.send("PUT", "/v1/projects/demo", token=token, json=a_project_json(description="mine")).status_code == 200

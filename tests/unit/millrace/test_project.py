@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import botocore.session
 import pytest
 from pydantic import ValidationError
 
@@ -133,3 +134,75 @@ def test_an_override_that_does_not_fit_its_project_is_refused() -> None:
     wanted = BuildOverrides.model_validate({"projectName": "demo", "sourceTypeOverride": "GIT"})
     with pytest.raises(ValidationError, match="location is required"):
         effective(project, wanted)
+
+
+_NOT_SERVED = {"hostKernelOverride": "no fleet has a choice of kernels"}
+
+
+def test_every_member_of_start_build_is_served_or_named_with_its_reason() -> None:
+    model = botocore.session.get_session().get_service_model("codebuild").operation_model("StartBuild").input_shape
+    ours = {field.alias or name for name, field in BuildOverrides.model_fields.items()}
+    assert set(model.members) - ours == set(_NOT_SERVED)
+    assert ours - set(model.members) == {"priority"}
+
+
+def test_every_override_changes_its_member() -> None:
+    project = ProjectSettings.model_validate(a_project())
+    wanted = {
+        "sourceTypeOverride": "GITHUB",
+        "sourceLocationOverride": "https://git.example/x.git",
+        "sourceAuthOverride": {"type": "SECRETS_MANAGER", "resource": "r"},
+        "gitCloneDepthOverride": 3,
+        "gitSubmodulesConfigOverride": {"fetchSubmodules": True},
+        "buildspecOverride": "b.yml",
+        "insecureSslOverride": True,
+        "reportBuildStatusOverride": True,
+        "buildStatusConfigOverride": {"context": "c"},
+        "environmentTypeOverride": "ARM_CONTAINER",
+        "imageOverride": "i:2",
+        "computeTypeOverride": "BUILD_GENERAL1_LARGE",
+        "certificateOverride": "cert",
+        "privilegedModeOverride": True,
+        "registryCredentialOverride": {"credential": "c", "credentialProvider": "SECRETS_MANAGER"},
+        "imagePullCredentialsTypeOverride": "SERVICE_ROLE",
+        "fleetOverride": {"fleetArn": "big"},
+        "secondarySourcesOverride": [{"type": "S3", "location": "b/k", "sourceIdentifier": "two"}],
+        "secondarySourcesVersionOverride": [{"sourceIdentifier": "two", "sourceVersion": "v"}],
+        "artifactsOverride": {"type": "NO_ARTIFACTS"},
+        "secondaryArtifactsOverride": [{"type": "S3", "artifactIdentifier": "more"}],
+        "cacheOverride": {"type": "S3"},
+        "serviceRoleOverride": "role",
+        "encryptionKeyOverride": "key",
+        "logsConfigOverride": {"s3Logs": {"status": "DISABLED"}},
+        "timeoutInMinutesOverride": 5,
+        "queuedTimeoutInMinutesOverride": 6,
+        "autoRetryLimitOverride": 2,
+    }
+    got = effective(project, BuildOverrides.model_validate({"projectName": "demo", **wanted, "debugSessionEnabled": True}))
+    shape = got.model_dump(mode="json", by_alias=True, exclude_none=True)
+    places = {"sourceType": ("source", "type"), "sourceLocation": ("source", "location"), "sourceAuth": ("source", "auth")} | {
+        "environmentType": ("environment", "type"),
+        "secondarySourcesVersion": ("", "secondarySourceVersions"),
+    }
+    for name, value in wanted.items():
+        member = name.removesuffix("Override")
+        holder, inner = places.get(member, ("", member))
+        holders = [shape[holder]] if holder else [shape, shape["source"], shape["environment"]]
+        assert any(one.get(inner) == value for one in holders), name
+    assert shape["debugSessionEnabled"] is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"secondarySources": [{"type": "S3", "location": "b/k"}]}, "each of secondarySources needs a sourceIdentifier"),
+        ({"secondarySources": [{"type": "S3", "location": "b/k", "sourceIdentifier": "a"}] * 2}, "sourceIdentifier a twice"),
+        ({"secondaryArtifacts": [{"type": "S3"}]}, "each of secondaryArtifacts needs a artifactIdentifier"),
+        ({"secondaryArtifacts": [{"type": "S3", "artifactIdentifier": "a b"}]}, "artifactIdentifier takes letters"),
+        ({"secondarySourceVersions": [{"sourceIdentifier": "a", "sourceVersion": "v"}]}, "none of secondarySources"),
+        ({"secondarySourceVersions": [{"sourceIdentifier": "a", "sourceVersion": "--x"}]}, "no source version"),
+    ],
+)
+def test_secondary_members_must_be_told_apart(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        ProjectSettings.model_validate(a_project(**changes))

@@ -1,0 +1,90 @@
+"""How a build comes into the queue: its row and its bell, in the commit of whatever made it."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from millrace.errors import FieldProblem, InvalidInput
+from millrace.ids import new_build_id
+from millrace.project import BuildSettings
+from millrace.vocabulary import BuildState
+from scheduler.db import now_ms
+from scheduler.models import Build, Outbox, Project
+
+_FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a build comes from. `retry_of` names the build that it repeats; `auto_retry_number` counts from the first one, 0."""
+
+    initiator: str
+    priority: int
+    max_attempts: int
+    retry_of: str | None = None
+    auto_retry_number: int = 0
+
+
+def enqueue(session: Session, project: Project, wanted: BuildSettings, origin: Origin) -> Build:
+    """A new build of `project`, whose row is locked in this session, with the next number. Raises InvalidInput for its fleet."""
+    now: int = session.execute(sa.select(now_ms())).scalar_one()
+    project.last_build_number += 1
+    build = Build(
+        id=new_build_id(project.name),
+        project_name=project.name,
+        number=project.last_build_number,
+        settings=wanted.model_dump(mode="json", by_alias=True, exclude_none=True),
+        initiator=origin.initiator,
+        fleet=_fleet(wanted),
+        priority=origin.priority,
+        state=BuildState.QUEUED.value,
+        max_attempts=origin.max_attempts,
+        submitted_ms=now,
+        queued_ms=now,
+        queue_deadline_ms=now + wanted.queued_timeout_in_minutes * 60_000,
+        marks={"accepted": now},
+        attempt_no=0,
+        faults=0,
+        message="",
+        exported=[],
+        retry_of=origin.retry_of,
+        auto_retry_number=origin.auto_retry_number,
+    )
+    session.add(build)
+    session.flush()
+    put_bell(session, build)
+    return build
+
+
+def bell_key(build_id: str, attempt_no: int) -> str:
+    """The outbox key of the bell for a build that waits after `attempt_no` attempts."""
+    return f"bell/{build_id}/{attempt_no}"
+
+
+def put_bell(session: Session, build: Build) -> None:
+    """Leave word that `build` waits, to be told to its fleet after the commit."""
+    at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
+    session.add(
+        Outbox(
+            kind="bell",
+            key=bell_key(build.id, build.attempt_no),
+            payload={"buildId": build.id, "fleet": build.fleet},
+            created_ms=at_ms,
+            next_try_ms=at_ms,
+        )
+    )
+
+
+def _fleet(wanted: BuildSettings) -> str:
+    """The fleet that a build asks for: a bare name, or the name in a fleet ARN (`...:fleet/NAME:UUID`)."""
+    arn = wanted.environment.fleet.fleet_arn if wanted.environment.fleet else None
+    if not arn:
+        return "default"
+    name = arn.rpartition("fleet/")[2].partition(":")[0] if arn.startswith("arn:") else arn
+    if _FLEET_NAME.fullmatch(name) is None:
+        what = "is neither the ARN nor the name of a fleet; a name has at most 100 letters, digits, hyphens, dots and underscores"
+        raise InvalidInput(f"{arn[:100]!r} {what}", fields=[FieldProblem(field="environment.fleet.fleetArn", what=what)])
+    return name
