@@ -25,7 +25,8 @@ from millrace.errors import InvalidInput, NotFound, RequestError, TooLarge
 from millrace.ids import cache_prefix, staging_prefix
 from millrace.project import BuildSettings
 from millrace.vocabulary import SourceType
-from scheduler import attempts, leases, lifecycle, queries
+from scheduler import attempts, leases, lifecycle, publication, queries
+from scheduler.states import TERMINAL
 
 blueprint = Blueprint("attempts", __name__, url_prefix="/worker/v1")
 _PUT_S: Final = 900
@@ -171,6 +172,8 @@ def finish(build_id: str, attempt_no: int) -> dict[str, Any]:
     if attempts.is_token_of(here().db, build_id, attempt_no, attempt_token_hash()):
         request.max_content_length = max(_MAX_REPORT_BYTES, here().settings.max_body_bytes)
     state = lifecycle.finish(here().db, build_id, attempt_no, attempt_token_hash(), jsonbody.read(FinishReport))
+    if state in TERMINAL:
+        publication.publish_soon(here().db, here().store, here().settings, build_id)
     return {"state": state.value}
 
 

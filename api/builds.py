@@ -10,7 +10,7 @@ from api.auth import Scope, needs, principal, require_build, require_project
 from api.context import here
 from api.errors import from_validation
 from api.paging import limit_of, only
-from api.projects import check_reach, check_sources
+from api.projects import check_artifacts, check_reach, check_sources
 from millrace.errors import InvalidInput, NotFound
 from millrace.project import BuildOverrides, effective
 from millrace.vocabulary import BuildState, TokenScope
@@ -88,6 +88,7 @@ def _check_overrides(overrides: BuildOverrides) -> None:
         check_sources(context.settings, settings.source)
     if overrides.secondary_sources_override:
         check_sources(context.settings, *settings.secondary_sources)
+    check_artifacts(context.settings, settings.artifacts, *settings.secondary_artifacts)
     if principal().scope is TokenScope.PROJECT:
         check_reach(project.settings, settings)
 

@@ -11,7 +11,7 @@ from api.paging import limit_of, only
 from buildenv.buildspec import looks_inline, parse
 from buildenv.source import check_location
 from millrace.errors import Forbidden, InvalidInput
-from millrace.project import BuildSettings, ProjectSettings, ProjectSource
+from millrace.project import BuildSettings, ProjectArtifacts, ProjectSettings, ProjectSource
 from millrace.settings import Settings
 from millrace.storage import check_key
 from millrace.vocabulary import TokenScope
@@ -28,6 +28,7 @@ def create() -> tuple[Response, int, dict[str, str]]:
     context = here()
     settings = jsonbody.read(ProjectSettings)
     check_sources(context.settings, settings.source, *settings.secondary_sources)
+    check_artifacts(context.settings, settings.artifacts, *settings.secondary_artifacts)
     record = projects.create(context.db, settings)
     where = url_for("projects.show", name=settings.name)
     return jsonify(render.project(record, context.settings)), 201, {"Location": where}
@@ -64,6 +65,7 @@ def replace(name: str) -> dict[str, Any]:
     if settings.name != name:
         raise InvalidInput(f"the address names project {name!r}, the body {settings.name!r}")
     check_sources(context.settings, settings.source, *settings.secondary_sources)
+    check_artifacts(context.settings, settings.artifacts, *settings.secondary_artifacts)
     if principal().scope is TokenScope.PROJECT:
         check_reach(projects.get(context.db, name).settings, settings)
     return render.project(projects.update(context.db, settings), context.settings)
@@ -94,6 +96,15 @@ def check_sources(settings: Settings, *sources: ProjectSource) -> None:
             raise _no_buildspec(source.buildspec, "a path is read below the source's top folder")
         elif not source.buildspec.isprintable():
             raise _no_buildspec(source.buildspec, "a path has no control characters")
+
+
+def check_artifacts(settings: Settings, *wanted: ProjectArtifacts) -> None:
+    """Raises InvalidInput where artifacts would be published among the farm's own objects."""
+    if any(one.bucket == settings.bucket for one in wanted):
+        raise InvalidInput(
+            f"artifacts cannot be published into {settings.bucket}, the farm's own bucket",
+            hint="Name another bucket, or leave location out: the API hands artifacts out all the same.",
+        )
 
 
 def check_reach(project: ProjectSettings, wanted: BuildSettings | ProjectSettings) -> None:

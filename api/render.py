@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from millrace.ids import container_name, uuid_of
+from millrace.project import ProjectArtifacts
 from millrace.settings import Settings
 from millrace.vocabulary import ArtifactsType, BuildState, StatusType
 from scheduler.leases import build_arn
@@ -37,7 +38,8 @@ def build_status(state: BuildState) -> StatusType:
 def build(record: BuildRecord, settings: Settings, *, brief: bool = False) -> dict[str, Any]:
     """CodeBuild: Build, with our own facts below `millrace`. `brief` leaves the list of artifacts out, which may be long."""
     wanted = record.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
-    wanted.pop("artifacts")
+    for member in ("artifacts", "secondaryArtifacts"):
+        wanted.pop(member, None)
     if not wanted.pop("debugSessionEnabled", False):
         debug = {}
     else:
@@ -54,7 +56,8 @@ def build(record: BuildRecord, settings: Settings, *, brief: bool = False) -> di
         **wanted,
         **debug,
         "phases": [phase(item) for item in record.phases],
-        "artifacts": _artifacts(record, settings),
+        "artifacts": _artifacts(record, settings, record.settings.artifacts),
+        "secondaryArtifacts": [_artifacts(record, settings, one) for one in record.settings.secondary_artifacts],
         "logs": _logs(record, settings),
         "exportedEnvironmentVariables": [dict(item) for item in record.exported],
         "millrace": {
@@ -138,27 +141,32 @@ def artifacts(records: Sequence[ArtifactRecord]) -> list[Mapping[str, object]]:
             "packaging": item.packaging,
             "fileCount": item.file_count,
             "key": item.key,
+            "published": f"s3://{item.public_bucket}/{item.public_key}" if item.public_key and item.published else None,
         }
         for item in records
     ]
 
 
-def _artifacts(record: BuildRecord, settings: Settings) -> dict[str, Any]:
-    wanted = record.settings.artifacts
+def _artifacts(record: BuildRecord, settings: Settings, wanted: ProjectArtifacts) -> dict[str, Any]:
+    """CodeBuild: BuildArtifacts, of the primary artifact or of a secondary one."""
+    identifier = wanted.artifact_identifier or ""
+    named = {"artifactIdentifier": identifier} if identifier else {}
     if wanted.type is ArtifactsType.NO_ARTIFACTS:
-        return {"location": ""}
+        return {"location": "", **named}
     shape: dict[str, Any] = {
+        **named,
         "encryptionDisabled": bool(wanted.encryption_disabled),
         "overrideArtifactName": bool(wanted.override_artifact_name),
     }
-    primary = [item for item in record.artifacts if not item.identifier]
-    if primary:
-        first = primary[0]
-        whole = first.packaging == "ZIP"
-        key = first.key if whole else first.key.removesuffix(first.name).rstrip("/")
-        shape["location"] = f"arn:aws:s3:::{settings.bucket}/{key}"
+    if wanted.bucket_owner_access is not None:
+        shape["bucketOwnerAccess"] = wanted.bucket_owner_access
+    found = next((item for item in record.artifacts if item.identifier == identifier), None)
+    if found is not None:
+        bucket, key = found.public_bucket or settings.bucket, found.public_key or found.key
+        whole = found.packaging == "ZIP"
+        shape["location"] = f"arn:aws:s3:::{bucket}/{key if whole else key.removesuffix(found.name).rstrip('/')}".rstrip("/")
         if whole:
-            shape |= {"sha256sum": first.sha256, "md5sum": first.md5}
+            shape |= {"sha256sum": found.sha256, "md5sum": found.md5}
     return shape
 
 

@@ -20,6 +20,7 @@ _IMAGE = re.compile(
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 )
 _VERSION = re.compile(r"[A-Za-z0-9_./+@^{}#=~-]{1,256}")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,127}")
 MAX_ENV_VALUE_BYTES = 32 * 1024
 MAX_ENV_TOTAL_BYTES = 128 * 1024
@@ -169,7 +170,17 @@ class ProjectArtifacts(_Checked):
             raise ValueError("artifact type NO_ARTIFACTS should have null encryptionDisabled")
         if self.artifact_identifier is not None and not _IDENTIFIER.fullmatch(self.artifact_identifier):
             raise ValueError("artifactIdentifier takes letters, digits and _, at most 127")
+        if self.location is not None and not _BUCKET.fullmatch(self.bucket):
+            raise ValueError(f"location {self.location[:80]!r} is no bucket name: 3 to 63 of a-z, 0-9, '-' and '.', as S3 has it")
+        for member in (self.path, self.name):
+            if member is not None and (len(member.encode(errors="surrogatepass")) > 300 or any(ord(c) < 32 for c in member)):
+                raise ValueError("path and name have at most 300 bytes, and no control characters")
         return self
+
+    @property
+    def bucket(self) -> str:
+        """The bucket that `location` names, by itself or by its ARN."""
+        return (self.location or "").removeprefix("arn:aws:s3:::")
 
 
 class ProjectCache(_Checked):

@@ -166,6 +166,17 @@ class Artifact(Base):
     md5: Mapped[str] = mapped_column(sa.String(32))
     packaging: Mapped[str] = mapped_column(sa.String(10))
     file_count: Mapped[int]
+    public_bucket: Mapped[str | None] = mapped_column(sa.String(63))
+    public_key: Mapped[str | None] = mapped_column(sa.String(1200))
+    published: Mapped[bool] = mapped_column(default=True, server_default=sa.true())
+    __table_args__ = (
+        sa.Index(
+            "ix_artifacts_unpublished",
+            "build_id",
+            sqlite_where=sa.text("published = 0"),
+            postgresql_where=sa.text("published = false"),
+        ),
+    )
 
 
 class CacheEntry(Base):

@@ -44,6 +44,9 @@ class ArtifactRecord:
     md5: str
     packaging: str
     file_count: int
+    public_bucket: str | None
+    public_key: str | None
+    published: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +216,9 @@ def _build(build: Build, phases: list[Phase], attempts: list[Attempt], artifacts
                 md5=a.md5,
                 packaging=a.packaging,
                 file_count=a.file_count,
+                public_bucket=a.public_bucket,
+                public_key=a.public_key,
+                published=a.published,
             )
             for a in artifacts
         ],

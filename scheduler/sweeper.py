@@ -15,7 +15,7 @@ from millrace.ids import cache_prefix, log_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.storage import Store
-from scheduler import caches, dispatch, leases
+from scheduler import caches, dispatch, leases, publication
 from scheduler.db import Database, now_ms
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
@@ -42,6 +42,7 @@ class Sweeper:
             self._take_back_lost,
             lambda: leases.enforce_deadlines(self._db),
             lambda: dispatch.relay(self._db, self._bell),
+            lambda: publication.publish(self._db, self._store, self._settings),
             self._put_logs_away,
             self._drop_losers,
             lambda: caches.drop_replaced(self._db, self._store, self._settings.bucket),

@@ -60,6 +60,9 @@ class Store(Protocol):
     def list(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
         """Objects whose keys begin with `prefix`, by key; none for a prefix that no key can have. Hashes may be left out."""
 
+    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str, *, metadata: Mapping[str, str]) -> None:
+        """Make `to_key` the same object with other metadata, and replace what was there. Raises FileNotFoundError."""
+
     def delete(self, bucket: str, key: str) -> None:
         """Remove the object; one that is gone is fine."""
 

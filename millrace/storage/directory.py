@@ -140,6 +140,12 @@ class DirectoryStore:
                     if (stored := self.stat(bucket, key)) is not None:
                         yield stored
 
+    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str, *, metadata: Mapping[str, str]) -> None:
+        stored = self.stat(bucket, key)
+        with self.open(bucket, key) as body:
+            known = (stored.size_bytes, stored.sha256) if stored else (None, None)
+            self.put(to_bucket, to_key, body, size_bytes=known[0], sha256=known[1], metadata=metadata)
+
     def delete(self, bucket: str, key: str) -> None:
         path, meta = self._paths(bucket, key)
         try:

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import urllib3
 from minio import Minio
+from minio.commonconfig import CopySource
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError
@@ -140,6 +141,22 @@ class S3Store:
                 raise
 
         yield from self._try(f"list {prefix}", find)
+
+    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str, *, metadata: Mapping[str, str]) -> None:
+        check_key(to_bucket, to_key)
+        stored = self.stat(bucket, key)
+        if stored is None:
+            raise FileNotFoundError(f"{bucket}/{key}")
+        notes: dict[str, str | list[str] | tuple[str]] = dict(metadata)
+        if stored.sha256 is not None:
+            notes[_HASH] = stored.sha256
+        source = CopySource(bucket, key)
+
+        def send() -> None:
+            self._client.copy_object(to_bucket, to_key, source, metadata=notes, metadata_directive="REPLACE")
+
+        self._try(f"keep {to_key}", lambda: self._make(to_bucket))
+        self._try(f"keep {to_key}", send)
 
     def delete(self, bucket: str, key: str) -> None:
         check_key(bucket, key)

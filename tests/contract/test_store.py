@@ -391,3 +391,19 @@ def test_a_key_has_at_most_1024_bytes(case: Case) -> None:
 
 def test_keys_and_buckets_of_our_own_making_are_fine() -> None:
     check_key("millrace", "artifacts/0b8f6a4e-0000-4000-8000-000000000000/1/app.zip")
+
+
+def test_a_copy_is_the_same_object_with_metadata_of_its_own(case: Case) -> None:
+    store = case.store
+    stored = store.put(case.bucket, "from/here", io.BytesIO(b"body"), metadata={"old": "1"})
+    store.put(f"{case.bucket}-b", "to/there", io.BytesIO(b"before"))
+    store.copy(case.bucket, "from/here", f"{case.bucket}-b", "to/there", metadata={"codebuild-buildarn": "arn"})
+    copied = store.stat(f"{case.bucket}-b", "to/there")
+    assert copied is not None
+    assert (copied.size_bytes, copied.sha256, dict(copied.metadata)) == (4, stored.sha256, {"codebuild-buildarn": "arn"})
+    with store.open(f"{case.bucket}-b", "to/there") as body:
+        assert body.read() == b"body"
+    with pytest.raises(FileNotFoundError):
+        store.copy(case.bucket, "not/there", f"{case.bucket}-b", "x", metadata={})
+    with pytest.raises(InvalidInput):
+        store.copy(case.bucket, "from/here", f"{case.bucket}-b", "../x", metadata={})

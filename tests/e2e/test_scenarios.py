@@ -2,7 +2,8 @@
 
 expect.json: `state`, `reason`, `exit` (of the command), `phases` (type -> status), `absent` (phases that must not be there),
 `log` and `no_log` (words), `artifacts` (names), `zip` (names in the one zip), `args` (for the command), `message` (words),
-`attempts` (how many), `context` (phase type -> status code), `exported` (name -> value).
+`attempts` (how many), `context` (phase type -> status code), `exported` (name -> value),
+`published` (addresses in the project's bucket, with UUID for the build's).
 
 With `project` (settings that are laid over the scenario's own) or `overrides` (of StartBuild) it is built through the API;
 `@upload/NAME` in them stands for the location of the folder NAME of the scenario, uploaded by itself. `secrets` are kept in the
@@ -20,7 +21,8 @@ import pytest
 
 from buildenv.folder import pack
 from millrace.client import build_path
-from tests.support.farm import Farm
+from millrace.ids import uuid_of
+from tests.support.farm import Farm, wait_until
 
 pytestmark = pytest.mark.docker
 SCENARIOS = sorted(path.parent for path in (Path(__file__).parent / "scenarios").glob("*/expect.json"))
@@ -85,6 +87,13 @@ def check_artifacts(farm: Farm, build_id: str, expected: dict[str, Any], out: Pa
     found = farm.client.get(f"{build_path(build_id)}/artifacts")["artifacts"]
     names = sorted(f"{item['identifier']}:{item['name']}" if item["identifier"] else item["name"] for item in found)
     assert names == sorted(expected.get("artifacts", [])), names
+    if "published" in expected:
+
+        def published() -> list[str]:
+            listed = farm.client.get(f"{build_path(build_id)}/artifacts")["artifacts"]
+            return sorted(str(item["published"]).replace(uuid_of(build_id), "UUID") for item in listed)
+
+        wait_until(lambda: published() == sorted(expected["published"]))
     if "zip" in expected:
         (item,) = found
         farm.client.download(build_id, item["name"], item["identifier"], out / "the.zip")
