@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from buildenv import source as source_module
-from buildenv.source import FetchedSource, fetch
+from buildenv.source import Credential, FetchedSource, fetch
 from millrace.contract import Grant, GrantRequest
 from millrace.errors import BuildProblem, BuildStopped, InfraProblem, NotFound
 from millrace.project import GitSubmodulesConfig, ProjectSource
@@ -43,6 +43,7 @@ class Fetch:
     stop: threading.Event = field(default_factory=threading.Event)
     said: list[str] = field(default_factory=list)
     patience_s: float = 60
+    credential: Credential | None = None
 
     def __call__(
         self,
@@ -69,6 +70,7 @@ class Fetch:
             say=self.said.append,
             stop=self.stop,
             deadline=time.monotonic() + self.patience_s,
+            credential=self.credential,
         )
 
     def readme(self) -> str:
@@ -262,6 +264,73 @@ def test_a_server_that_wants_a_password_is_told_apart_and_nothing_waits_for_one(
     assert caught.value.reason is Reason.SOURCE_NOT_FOUND
     assert time.monotonic() - began < 10
     assert len(server.seen) == 1
+
+
+def credential_of(server: GitServer, secret: str, kind: SourceType = SourceType.GITHUB) -> Credential:
+    return Credential.read(secret, ProjectSource(type=kind, location=f"{server.url}/team/app.git"))
+
+
+@pytest.mark.parametrize(
+    ("secret", "kind", "told"),
+    [
+        ("t0ken-value\n", SourceType.GITHUB, "x-access-token:t0ken-value"),
+        ("t0ken-value", SourceType.GITLAB, "oauth2:t0ken-value"),
+        ('{"ServerType": "BITBUCKET", "Token": "app-pass", "Username": "me"}', SourceType.BITBUCKET, "me:app-pass"),
+    ],
+)
+def test_credentials_open_a_private_repository_and_are_shown_nowhere(
+    fetching: Fetch, server: GitServer, secret: str, kind: SourceType, told: str
+) -> None:
+    server.wants_password, server.password = True, told
+    fetching.credential = credential_of(server, secret, kind)
+    seen: list[str] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            seen.append(subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        fetching(f"{server.url}/team/app.git")
+    finally:
+        stop.set()
+        watcher.join()
+    assert fetching.readme() == "third"
+    assert set(server.given) == {told}
+    password = told.partition(":")[2]
+    assert password not in "".join(fetching.said) + "".join(seen)
+    left = subprocess.run(["grep", "-r", password, str(fetching.dest)], capture_output=True, check=False)
+    assert left.returncode == 1, "the checkout keeps no credentials"
+
+
+def test_wrong_credentials_are_rejected_at_once(fetching: Fetch, server: GitServer) -> None:
+    server.wants_password, server.password = True, "x-access-token:right"
+    fetching.credential = credential_of(server, "wrong")
+    with pytest.raises(BuildProblem, match="credentials") as caught:
+        fetching(f"{server.url}/team/app.git")
+    assert "wrong" not in caught.value.message
+
+
+def test_credentials_go_to_their_own_host_only(fetching: Fetch, server: GitServer, tmp_path: Path) -> None:
+    with http_server(tmp_path / "git") as other:
+        other.wants_password = True
+        server.redirect = other.url
+        fetching.credential = credential_of(server, "t0ken-value")
+        with pytest.raises((BuildProblem, InfraProblem)):
+            fetching(f"{server.url}/team/app.git")
+        assert other.given == []
+
+
+@pytest.mark.parametrize(
+    "secret", ["", "  \n", "two words", "{}", '{"Token": ""}', "{not json", '{"Token": "a\\nb"}', "[1]x\x01"]
+)
+def test_a_secret_that_is_no_credential_says_so_without_showing_it(secret: str) -> None:
+    with pytest.raises(BuildProblem) as caught:
+        Credential.read(secret, ProjectSource(type=SourceType.GIT, location="https://git.example/a.git"))
+    assert caught.value.reason is Reason.SECRET_UNAVAILABLE
+    assert not secret.strip() or secret not in caught.value.message
 
 
 def test_a_closed_port_is_the_networks_fault_after_three_tries(fetching: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:

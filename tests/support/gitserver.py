@@ -1,5 +1,6 @@
 """Real git servers for tests, on loopback: HTTP and HTTPS by `git http-backend`, ssh by sshd; and a repository to serve."""
 
+import base64
 import contextlib
 import os
 import shutil
@@ -113,6 +114,10 @@ class GitServer:
     root: Path
     url: str = ""
     wants_password: bool = False
+    password: str = ""
+    """`name:password` that opens it, where it wants one."""
+    given: list[str] = field(default_factory=list)
+    """What it was told, decoded."""
     failures: list[int] = field(default_factory=list)
     """Statuses to answer with, one for each of the next requests."""
     redirect: str = ""
@@ -174,7 +179,10 @@ class _Handler(BaseHTTPRequestHandler):
         if state.redirect:
             self._answer(302, {"Location": state.redirect + self.path}, b"")
             return
-        if state.wants_password:
+        said = self.headers.get("Authorization", "")
+        if said:
+            state.given.append(base64.b64decode(said.partition(" ")[2]).decode())
+        if state.wants_password and (not state.password or state.given[-1:] != [state.password] or not said):
             self._answer(401, {"WWW-Authenticate": 'Basic realm="git"'}, b"")
             return
         if self.command == "POST" and b"fetch" in body and not state.hold.is_set():
