@@ -21,9 +21,9 @@ class BuildLog:
         self._tail = bytearray()
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Show `secrets` as `***` from here on; once, before anything of the build runs."""
+        """Show `secrets` as `***` from here on, too; before anything that may write them runs."""
         self.end()
-        self._secrets = tuple(secrets)
+        self._secrets += tuple(secrets)
         self._redactor = Redactor(self._secrets)
 
     def hidden(self, text: str) -> str:
