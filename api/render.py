@@ -141,10 +141,15 @@ def artifacts(records: Sequence[ArtifactRecord]) -> list[Mapping[str, object]]:
             "packaging": item.packaging,
             "fileCount": item.file_count,
             "key": item.key,
-            "published": f"s3://{item.public_bucket}/{item.public_key}" if item.public_key and item.published else None,
+            "published": f"s3://{item.public_bucket}/{item.public_key}" if _is_public(item) else None,
+            **({"publicationProblem": item.public_problem} if item.public_problem else {}),
         }
         for item in records
     ]
+
+
+def _is_public(item: ArtifactRecord) -> bool:
+    return item.public_key is not None and item.published and item.public_problem is None
 
 
 def _artifacts(record: BuildRecord, settings: Settings, wanted: ProjectArtifacts) -> dict[str, Any]:

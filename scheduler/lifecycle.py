@@ -15,7 +15,7 @@ from millrace.project import BuildSettings
 from millrace.vocabulary import BuildState, Reason, StatusType, Verdict
 from scheduler import caches, publication
 from scheduler.db import Database, now_ms
-from scheduler.models import Artifact, Attempt, Build, Event, LogChunk, Phase, Project
+from scheduler.models import Attempt, Build, Event, LogChunk, Phase, Project
 from scheduler.queue import Origin, enqueue, put_bell
 from scheduler.states import HELD, TERMINAL, BuildEvent, after
 
@@ -244,20 +244,7 @@ def _conclude(session: Session, build: Build, report: FinishReport, message: str
         return
     if build.state != BuildState.FINALIZING:
         apply(session, build, BuildEvent.FINALIZING)
-    wanted = BuildSettings.model_validate(build.settings)
-    for item in report.artifacts:
-        public = publication.place(wanted, build.id, item)
-        session.add(
-            Artifact(
-                build_id=build.id,
-                identifier=item.identifier or "",
-                attempt_no=build.attempt_no,
-                public_bucket=public[0] if public else None,
-                public_key=public[1] if public else None,
-                published=public is None,
-                **item.model_dump(exclude={"identifier", "set_name", "s3_prefix"}),
-            )
-        )
+    publication.keep(session, build, report)
     caches.keep(session, build, report)
     build.exported = [variable.model_dump() for variable in report.exported_variables]
     session.flush()

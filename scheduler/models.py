@@ -153,7 +153,11 @@ class LogChunk(Base):
 
 
 class Artifact(Base):
-    """An object that the build's winning attempt made visible, in the commit that ended the build."""
+    """An object that the build's winning attempt made visible, in the commit that ended the build.
+
+    `published`: no copy to `public_bucket` is due any more. `public_problem` says why it is not there, or no longer.
+    `public_round` counts how often it had to be copied anew, so that a copy that was overtaken does not pass for the last.
+    """
 
     __tablename__ = "artifacts"
     build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"), primary_key=True)
@@ -169,7 +173,10 @@ class Artifact(Base):
     public_bucket: Mapped[str | None] = mapped_column(sa.String(63))
     public_key: Mapped[str | None] = mapped_column(sa.String(1200))
     published: Mapped[bool] = mapped_column(default=True, server_default=sa.true())
+    public_problem: Mapped[str | None] = mapped_column(sa.Text)
+    public_round: Mapped[int] = mapped_column(default=0, server_default="0")
     __table_args__ = (
+        sa.Index("ix_artifacts_public", "public_bucket", "public_key"),
         sa.Index(
             "ix_artifacts_unpublished",
             "build_id",

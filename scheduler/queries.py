@@ -47,6 +47,7 @@ class ArtifactRecord:
     public_bucket: str | None
     public_key: str | None
     published: bool
+    public_problem: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +220,7 @@ def _build(build: Build, phases: list[Phase], attempts: list[Attempt], artifacts
                 public_bucket=a.public_bucket,
                 public_key=a.public_key,
                 published=a.published,
+                public_problem=a.public_problem,
             )
             for a in artifacts
         ],

@@ -33,6 +33,9 @@ class Sweeper:
     def __init__(self, db: Database, bell: dispatch.Bell, store: Store, settings: Settings) -> None:
         self._db, self._bell, self._store, self._settings = db, bell, store, settings
         self._name = f"{settings.host}-{uuid.uuid4().hex[:8]}"
+        self._publisher = publication.Publisher(db, store, settings)
+        self._publishing: threading.Thread | None = None
+        self._stop_publishing = threading.Event()
 
     def sweep(self) -> bool:
         """One round. False where another scheduler acts. Raises Unavailable where the database is away."""
@@ -42,7 +45,7 @@ class Sweeper:
             self._take_back_lost,
             lambda: leases.enforce_deadlines(self._db),
             lambda: dispatch.relay(self._db, self._bell),
-            lambda: publication.publish(self._db, self._store, self._settings),
+            self._publish,
             self._put_logs_away,
             self._drop_losers,
             lambda: caches.drop_replaced(self._db, self._store, self._settings.bucket),
@@ -67,6 +70,18 @@ class Sweeper:
         for build_id in leases.expire(self._db):
             log.warning("lease.expired", build_id=build_id)
 
+    def _publish(self) -> None:
+        """In a thread of its own: a large object may take minutes, and no lost lease may wait for that."""
+        if (self._publishing is None or not self._publishing.is_alive()) and self._publisher.due():
+            self._publishing = threading.Thread(target=self._publish_all, name="publisher", daemon=True)
+            self._publishing.start()
+
+    def _publish_all(self) -> None:
+        try:
+            self._each(lambda: self._publisher.publish(stop=self._stop_publishing))
+        except Unavailable as problem:
+            log.warning("sweep.database_away", why=problem.message)
+
     def run_forever(self, stop: threading.Event) -> None:
         """Sweep every `sweep_every_s` seconds until `stop`; what fails is logged and tried again in the next round."""
         log.info("scheduler.started", name=self._name)
@@ -76,6 +91,7 @@ class Sweeper:
             except Unavailable as problem:
                 log.warning("sweep.database_away", why=problem.message)
             stop.wait(self._settings.sweep_every_s)
+        self._stop_publishing.set()
         self._resign()
         log.info("scheduler.stopped", name=self._name)
 
