@@ -30,16 +30,14 @@ def test_a_breakpoint_waits_in_a_debug_session_until_it_is_resumed(farm: Farm) -
     spec = "version: 0.2\nphases:\n  build:\n    commands: [echo first, codebuild-breakpoint, echo went on]\n"
     wanted = {"projectName": "debugged", "buildspecOverride": spec, "debugSessionEnabled": True}
     build_id = farm.client.post("/v1/builds", wanted)["id"]
-    farm.await_log(build_id, "codebuild-breakpoint: paused")
+    farm.await_log(build_id, "codebuild-breakpoint: to go on: ")
     session = farm.show(build_id)["debugSession"]
     assert session["sessionEnabled"] is True
     container, _, worker = session["sessionTarget"].partition("@")
     assert worker == farm.show(build_id)["millrace"]["workerId"]
     client = docker.from_env(timeout=20)
     try:
-        status, said = client.containers.get(container).exec_run(
-            ["sh", "-c", "PATH=$PATH:/codebuild/readonly/bin codebuild-resume"]
-        )
+        status, said = client.containers.get(container).exec_run(["/codebuild/readonly/bin/codebuild-resume"])
     finally:
         client.close()
     assert status == 0, said
