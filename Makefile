@@ -8,7 +8,7 @@ STAMP := .venv/.stamp
 DEMO_DIR := .millrace/demo
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test lock clean
+.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test bench lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ compose-test: setup ## The same through PostgreSQL, Redis, MinIO and two workers
 	@scripts/minio >/dev/null
 	@$(BIN)/python -m buildenv.images build
 	@$(BIN)/python scripts/compose_test.py
+
+bench: setup ## Measure, against a bare yardstick in the same run
+	@$(BIN)/python -m tests.benchmarks.parser
 
 lock: ## Write the lock files anew from requirements/*.in
 	@scripts/lock

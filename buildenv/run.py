@@ -444,7 +444,7 @@ class _Attempt:
         """What was assumed, and what is understood but not acted on yet."""
         for warning in spec.warnings:
             self._log.say(f"Warning: buildspec {warning}")
-        idle = {"reports": bool(spec.reports), "batch": spec.has_batch}
+        idle = {"reports": bool(spec.reports), "batch": spec.has_batch, "proxy": spec.proxy is not None}
         for name in (name for name, there in idle.items() if there):
             self._log.say(f"Warning: {name} in the buildspec is understood, but not acted on yet")
 

@@ -7,7 +7,7 @@ import click
 
 from millrace import __version__
 from millrace import log as logging
-from millrace.commands import builds, farm
+from millrace.commands import builds, farm, lint
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
@@ -34,6 +34,7 @@ for verb in (
     builds.stop,
     builds.retry,
     builds.artifacts,
+    lint.lint,
     farm.up,
     farm.down,
     farm.doctor,

@@ -162,12 +162,16 @@ class BuildProblem(MillraceError):
 
 @dataclass(frozen=True, kw_only=True)
 class SpecProblem:
-    """One problem of a buildspec. `line` and `column` count from 1; `hint` says what to write instead, or is empty."""
+    """One problem of a buildspec. `line` and `column` count from 1; `hint` says what to write instead, or is empty.
+
+    `rule` is a stable name for programs; docs/buildspec.md lists them.
+    """
 
     line: int
     column: int
     what: str
     hint: str = ""
+    rule: str = "yaml"
 
     def __str__(self) -> str:
         text = f"line {self.line}, column {self.column}: {self.what}"

@@ -129,7 +129,7 @@ def test_what_is_assumed_is_warned_of(text: str, expected: str) -> None:
         (MINIMAL.replace("0.2", "0.20"), ["version 0.20 is not known (write 'version: 0.2')"]),
         (
             "version: 0.2\nphase:\n  build: {}\n",
-            ["'phases' is missing", "line 2, column 1: 'phase' is not known", "did you mean phases?"],
+            ["line 2, column 1: 'phase' is not known", "did you mean phases?"],
         ),
         ("version: 0.2\nphases:\n  deploy:\n    commands: [a]\n", ["'deploy' is not known in phases"]),
         ("version: 0.2\nphases:\n  build:\n    comands: [a]\n", ["line 4, column 5: 'comands'", "did you mean commands?"]),
@@ -246,3 +246,131 @@ def test_any_shape_of_json_is_read_or_refused(top: dict[str, object], phases: di
         parse(json.dumps({"version": "0.2", **top, "phases": {**phases, "build": {"commands": ["a"], **{}}}}))
     except BadBuildspec as error:
         assert error.problems
+
+
+BATCH = "version: 0.2\nbatch:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  fast-fail: yes\n", "batch says no kind of batch (write just one of"),
+        ("  build-fanout: {parallelism: 2}\n  build-list: [{identifier: a}]\n", "batch has build-list and build-fanout"),
+        ("  build-fanout: {parallelism: 0}\n", "parallelism is '0' (write a number from 1 to 100)"),
+        ("  build-fanout: {}\n", "build-fanout has no 'parallelism'"),
+        ("  build-list: [{buildspec: x}]\n", "build-list[0] has no 'identifier'"),
+        ("  build-list: {identifier: a}\n", "build-list is no list of tasks"),
+        ("  build-list: [{identifier: a b}]\n", "'a b' is no task identifier"),
+        (
+            "  build-list:\n    - identifier: a\n    - identifier: a\n",
+            "a stands twice in build-list; the first is on line 4",
+        ),
+        ("  build-list: [{identifier: a, depend-on: [a]}]\n", "'depend-on' is not known in build-list[0]"),
+        ("  build-graph: [{identifier: a, depend-on: [b]}]\n", "task a depends on b, which is no task (known: a)"),
+        (
+            "  build-graph:\n    - {identifier: a, depend-on: [c]}\n    - {identifier: b, depend-on: [a]}\n"
+            "    - {identifier: c, depend-on: [b]}\n",
+            "tasks wait for each other: ",
+        ),
+        ("  build-graph: [{identifier: a, depend-on: [a]}]\n", "tasks wait for each other: a -> a"),
+        ("  build-matrix: {static: {ignore-failure: yes}}\n", "build-matrix has nothing that differs"),
+        ("  build-list: [{identifier: a, env: {computetype: x}}]\n", "did you mean compute-type?"),
+        ("  build-list: [{identifier: a, env: {variables: {CODEBUILD_X: 1}}}]\n", "CODEBUILD_X is reserved"),
+        ("  build-matrix: {dynamic: {env: {variables: {1A: [x]}}}}\n", "'1A' is no variable name"),
+    ],
+)
+def test_a_wrong_batch_is_said(text: str, expected: str) -> None:
+    assert any(expected in problem for problem in problems(BATCH + text)), problems(BATCH + text)
+
+
+def test_a_matrix_is_counted_and_bounded() -> None:
+    lists = "{" + ", ".join(f"V{n}: [{', '.join('abcde')}]" for n in range(3)) + "}"
+    text = BATCH + f"  build-matrix:\n    dynamic:\n      buildspec: [x.yml]\n      env: {{image: [i, j], variables: {lists}}}\n"
+    assert problems(text) == ["line 4, column 5: build-matrix has 250 combinations (at most 100)"]
+    batch = parse(text.replace("V2: [a, b, c, d, e]", "V2: []")).batch
+    assert batch is not None and batch.matrix is not None
+    assert (batch.kind, batch.matrix.size, batch.matrix.images) == ("build-matrix", 50, ("i", "j"))
+
+
+def test_a_batch_is_understood_to_the_last_key() -> None:
+    batch = parse(
+        BATCH
+        + """\
+  fast-fail: yes
+  build-graph:
+    - identifier: one
+      buildspec: ci/one.yml
+      debug-session: true
+      ignore-failure: true
+      env: {compute-type: BUILD_GENERAL1_S, fleet: f, image: i, privileged-mode: true, type: ARM_CONTAINER, variables: {A: 01}}
+    - identifier: two
+      depend-on: [one]
+"""
+    ).batch
+    assert batch is not None
+    one, two = batch.tasks
+    assert (batch.fast_fail, one.buildspec, one.debug_session, one.ignore_failure) == (True, "ci/one.yml", True, True)
+    assert (one.env.privileged_mode, one.env.variables, two.depend_on) == (True, {"A": "01"}, ("one",))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("phases:\n  env:\n    variables: {A: b}\n  build:\n    commands: [a]\n", "env belongs to the top level: move it left"),
+        ("build:\n  commands: [a]\n", "phase build belongs below 'phases:'"),
+        ("commands: [a]\n", "commands belongs into a phase"),
+        ("phases:\n  build:\n    run-as: a b\n    commands: [a]\n", "run-as 'a b' is no user name"),
+        ("phases:\n  build:\n    on-failure: RETRY-1-(?=x)\n    commands: [a]\n", "which cannot be used: "),
+        ("phases:\n  build:\n    on-failure: RETRY-101\n    commands: [a]\n", "on-failure retries 101 times"),
+        ("phases:\n  build:\n    commands: [a]\nenvironment_variables:\n  plaintext: {A: b}\n", "belongs to version 0.1"),
+        ("phases:\n  build:\n    commands: [a]\nenv:\n  parameter-store: {A: }\n", "A in parameter-store names no secret"),
+        ("phases:\n  build:\n    commands: [a]\nenv:\n  exported-variables: [1A]\n", "'1A' is no variable name"),
+        ("phases:\n  build:\n    commands: [a]\nenv:\n  shell: powershell.exe\n", "shell 'powershell.exe' is not known"),
+        ("phases:\n  build:\n    commands: [a]\nproxy:\n  log: yes\n", "did you mean logs?"),
+        ("phases:\n  build:\n    commands: [a]\ncache:\n  key: ''\n  paths: [a]\n", "'' is no cache key"),
+        ("phases:\n  build:\n    commands: [a]\ncache:\n  key: ../x\n  paths: [a]\n", "'../x' is no cache key"),
+        ("phases:\n  build:\n    commands: [a]\ncache:\n  paths: ['/**/*']\n", "no cache can hold /**/*"),
+        ("phases:\n  build:\n    commands: [a]\ncache:\n  paths: [/proc/self]\n", "no cache can hold /proc/self"),
+        ("phases:\n  build:\n    commands: [a]\nartifacts:\n  files: [a]\n  base-directory: ../x\n", "leaves the source folder"),
+        (
+            "phases:\n  build:\n    commands: [a]\nreports: {" + ", ".join(f"g{n}: {{files: x}}" for n in range(6)) + "}\n",
+            "there are 6 report groups (at most 5)",
+        ),
+    ],
+)
+def test_more_that_is_wrong_is_said(text: str, expected: str) -> None:
+    assert any(expected in problem for problem in problems("version: 0.2\n" + text)), problems("version: 0.2\n" + text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            'phases:\n  build:\n    commands: ["echo a\u202eb"]\n',
+            "and may not be what it looks like: echo a\\u202eb",
+        ),
+        (
+            "phases:\n  build:\n    commands: [a]\nartifacts:\n  secondary-artifacts: {x: {files: [a]}}\n",
+            "CodeBuild asks for it even where there are secondary artifacts only",
+        ),
+        (
+            "phases:\n  build:\n    commands: [a]\nenv:\n  variables: {A: 1}\n  parameter-store: {A: x}\n",
+            "A is set twice; that of",
+        ),
+    ],
+)
+def test_more_that_is_assumed_is_warned_of(text: str, expected: str) -> None:
+    assert any(expected in warning for warning in warnings("version: 0.2\n" + text))
+
+
+def test_keys_of_0_2_in_0_1_are_warned_of_and_obeyed() -> None:
+    spec = parse("version: 0.1\nenv:\n  variables: {A: b}\nphases:\n  build:\n    commands: [x]\n    finally: [y]\n")
+    assert spec.env.variables == {"A": "b"}
+    assert len(spec.phases[PhaseType.BUILD].finally_) == 1
+    assert [warning.rule for warning in spec.warnings] == ["version", "version"]
+
+
+def test_a_retry_pattern_takes_linear_time() -> None:
+    wanted = OnFailure(action="RETRY", count=1, pattern="(a+)+$")
+    assert not wanted.matches("a" * 60_000 + "!")
+    assert OnFailure(action="RETRY", count=1, pattern="timed out$").matches("first\nit timed out\nlast")
