@@ -4,13 +4,14 @@ import threading
 
 from flask import Flask
 
-from api import artifacts, attempts, builds, errors, health, logs, objects, projects, uploads
+from api import artifacts, attempts, builds, errors, health, logs, objects, projects, secrets, uploads
 from api.context import Context, places_for_streams
 from api.readiness import Readiness, silent
 from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler.db import Database
 from scheduler.dispatch import Bell
+from scheduler.secrets import open_provider
 
 
 def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Flask:
@@ -20,8 +21,16 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the default provider has it
     streams = threading.BoundedSemaphore(places_for_streams(settings.api_threads))
     readiness = Readiness({"database": silent(db.check), "store": silent(store.check), "broker": bell.check})
-    app.extensions["millrace"] = Context(settings=settings, db=db, store=store, bell=bell, streams=streams, readiness=readiness)
-    for part in (projects, builds, logs, artifacts, uploads, attempts, objects, health):
+    app.extensions["millrace"] = Context(
+        settings=settings,
+        db=db,
+        store=store,
+        bell=bell,
+        streams=streams,
+        readiness=readiness,
+        secrets=open_provider(settings, db),
+    )
+    for part in (projects, builds, secrets, logs, artifacts, uploads, attempts, objects, health):
         app.register_blueprint(part.blueprint)
     errors.install(app)
     return app

@@ -19,11 +19,13 @@ from millrace.contract import (
     GrantRequest,
     PhaseReport,
     RenewRequest,
+    SecretsReply,
     SecretsRequest,
 )
 from millrace.errors import InvalidInput, NotFound, RequestError, TooLarge
 from millrace.ids import cache_prefix, staging_prefix
 from millrace.project import BuildSettings
+from millrace.secrets import values_of
 from millrace.vocabulary import SourceType
 from scheduler import attempts, leases, lifecycle, publication, queries
 from scheduler.states import TERMINAL
@@ -112,10 +114,12 @@ def grant(build_id: str, attempt_no: int) -> Response:
 @blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant/secrets")
 @needs(Scope.ATTEMPT)
 def secrets(build_id: str, attempt_no: int) -> Response:
-    """The values of the secrets that a build asks for, all or none."""
+    """The values of the secrets that a build asks for, all or none. What it may ask for is told by its project."""
+    context = here()
     wanted = jsonbody.read(SecretsRequest)
-    attempts.settings_of(here().db, build_id, attempt_no, attempt_token_hash())
-    raise NotFound(f"parameter does not exist: {', '.join(sorted(one.name for one in wanted.references))}")
+    settings = attempts.settings_of(context.db, build_id, attempt_no, attempt_token_hash())
+    values = values_of(context.secrets, settings.project_name, wanted.references, allowed=context.settings.secrets_names)
+    return _json(SecretsReply(values=values).model_dump_json(by_alias=True))
 
 
 @blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant/cache")

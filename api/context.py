@@ -7,6 +7,7 @@ from typing import cast
 from flask import current_app
 
 from api.readiness import Readiness
+from millrace.secrets import SecretProvider
 from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler.db import Database
@@ -27,6 +28,7 @@ class Context:
     bell: Bell
     streams: threading.BoundedSemaphore
     readiness: Readiness
+    secrets: SecretProvider
     closing: threading.Event = field(default_factory=threading.Event)
 
 

@@ -23,6 +23,7 @@ from millrace.settings import Settings
 from millrace.storage import open_store
 from scheduler.db import Database
 from scheduler.dispatch import Bell
+from scheduler.secrets import open_provider
 
 log = get_logger(__name__)
 _PR_SET_PDEATHSIG: Final = 1
@@ -39,6 +40,7 @@ def serve(settings: Settings, *, ready_file: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT. `ready_file` is given the address, also where `bind` left the port open."""
     database = Database(settings.database)
     database.require_schema()
+    open_provider(settings, database)
     database.dispose()
     open_store(settings)
     _Server(settings, ready_file).run()

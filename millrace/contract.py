@@ -120,6 +120,11 @@ class Grant(Shape):
     expires_in_s: int
 
 
+MAX_SECRETS: Final = 200
+MAX_SECRETS_BYTES: Final = 256 * 1024
+"""How long the values of a build's secrets may be together: each is looked for in the log in many spellings."""
+
+
 class SecretReference(Shape):
     """A variable whose value is a secret: `value` is the reference, never the secret (CodeBuild: EnvironmentVariable)."""
 
@@ -131,7 +136,7 @@ class SecretReference(Shape):
 class SecretsRequest(Shape):
     """Ask for the values of secrets, all or none."""
 
-    references: tuple[SecretReference, ...] = Field(min_length=1, max_length=200)
+    references: tuple[SecretReference, ...] = Field(min_length=1, max_length=MAX_SECRETS)
 
 
 class SecretsReply(Shape):

@@ -34,6 +34,7 @@ log = get_logger(__name__)
 _PR_SET_PDEATHSIG: Final = 1
 _START_S: Final = 60.0
 _STOP_S: Final = 20.0
+_NOT_THE_WORKERS: Final = ("MILLRACE_SIGNING_KEY", "MILLRACE_SECRETS_", "MILLRACE_VAULT_")
 _libc = ctypes.CDLL(None, use_errno=True)
 Say = Callable[[str], None]
 
@@ -198,7 +199,8 @@ def _parts(settings: Settings, secret: Mapping[str, str], environ: Mapping[str, 
         "MILLRACE_API_URL": f"http://{settings.bind}",
     }
     shared.setdefault("MILLRACE_LOG_FORMAT", "json")
-    worker = {**shared, "MILLRACE_WORKER_TOKEN": secret["worker_token"]}  # and not the key that signs addresses of objects
+    worker = {name: value for name, value in shared.items() if not name.startswith(_NOT_THE_WORKERS)}
+    worker["MILLRACE_WORKER_TOKEN"] = secret["worker_token"]
     worker.setdefault("MILLRACE_DRAIN_S", "2")
     trusted = {**shared, "MILLRACE_SIGNING_KEY": secret["signing_key"]}
     redis = ["redis-server", "--port", "0", "--unixsocket", str(home / "redis" / "redis.sock"), "--unixsocketperm", "700"]

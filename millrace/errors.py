@@ -5,6 +5,7 @@
         Unauthenticated       401  no token, or one that is not known
         Forbidden             403  a known token that may not do this
         NotFound              404  no such thing, or not for this token
+          SecretUnavailable        a secret that a build asks for cannot be had; names all of those
         UnsupportedMedia      415  a body of the wrong content type
         TooLarge              413  a body or file over its limit
         InvalidInput          422  well-formed, but a field's value is wrong
@@ -71,6 +72,12 @@ class NotFound(RequestError):
 
     code = "not_found"
     status = 404
+
+
+class SecretUnavailable(NotFound):
+    """A build asks for secrets that it cannot have; the message names all of them, and holds no value."""
+
+    code = "secret_unavailable"
 
 
 class TooLarge(RequestError):

@@ -58,6 +58,32 @@ class Settings(BaseSettings):
     signing_key: Annotated[
         SecretStr | None, Field(description="Key that signs grants for the directory store, 32 bytes or more.")
     ] = None
+    secrets_provider: Annotated[
+        Literal["builtin", "aws", "vault"],
+        Field(description="Where builds' secrets come from: the farm's own store, AWS, or HashiCorp Vault."),
+    ] = "builtin"
+    secrets_names: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Names that a build may ask for: patterns, comma-separated; `{project}` stands for its project's name."
+        ),
+    ] = ("*",)
+    secrets_key: Annotated[
+        SecretStr | None,
+        Field(description="Keys of the farm's own store, comma-separated, 32 bytes each in hex or base64; the first one seals."),
+    ] = None
+    secrets_key_file: Annotated[
+        Path | None,
+        Field(description="File with these keys, one a line; absent: `secrets.key` in the data folder, made when it is needed."),
+    ] = None
+    vault_address: Annotated[str | None, Field(description="Address of Vault, http(s)://host:port.")] = None
+    vault_token: Annotated[SecretStr | None, Field(description="Token with which the API reads from Vault.")] = None
+    vault_token_file: Annotated[
+        Path | None, Field(description="File with that token, read each time, as Vault's agent keeps it up to date.")
+    ] = None
+    vault_mount: Annotated[str, Field(description="Where the KV engine (version 2) is mounted.")] = "secret"
+    vault_namespace: Annotated[str | None, Field(description="Namespace in Vault, where it has them.")] = None
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest JSON body the API reads.")] = 2 * 1024**2
     max_upload_bytes: Annotated[int, Field(ge=1024, description="Largest source folder or artifact, in bytes.")] = 5 * 1024**3
 
@@ -116,6 +142,8 @@ class Settings(BaseSettings):
     def __init__(self, **values: object) -> None:
         if isinstance(values.get("git_roots"), str):
             values["git_roots"] = _paths(str(values["git_roots"]))
+        if isinstance(values.get("secrets_names"), str):
+            values["secrets_names"] = tuple(part.strip() for part in str(values["secrets_names"]).split(",") if part.strip())
         super().__init__(**values)  # type: ignore[arg-type]  # pydantic-settings types its private arguments only
 
     @property
@@ -160,7 +188,7 @@ def _default(name: str) -> str:
     value = Settings.model_fields[name].default
     if value in (None, (), ""):
         return ""
-    return str(value)
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def table() -> str:

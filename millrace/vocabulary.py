@@ -80,6 +80,7 @@ class Reason(StrEnum):
     IMAGE_PULL = "infra.image_pull"
     SOURCE_UNREACHABLE = "infra.source_unreachable"
     STORAGE = "infra.storage"
+    SECRETS_AWAY = "infra.secrets_away"
     NO_MATCHING_WORKER = "infra.no_matching_worker"
     BUG = "internal.bug"
 
@@ -108,6 +109,7 @@ REASON_MEANS: Final[dict[Reason, str]] = {
     Reason.IMAGE_PULL: "the registry could not be asked for the image",
     Reason.SOURCE_UNREACHABLE: "the git server could not be reached",
     Reason.STORAGE: "the object store failed",
+    Reason.SECRETS_AWAY: "the store of secrets could not be asked, or a key of its own is missing",
     Reason.NO_MATCHING_WORKER: "no fleet can ever run this build",
     Reason.BUG: "a fault of the farm's own; please report it",
 }

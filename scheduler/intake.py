@@ -96,12 +96,7 @@ def retry(db: Database, request: RetryRequest, settings: Settings) -> Submitted:
         origin = Origin(
             initiator=request.initiator, priority=build.priority, max_attempts=settings.max_attempts, retry_of=build.id
         )
-        try:
-            return enqueue(session, project, repeated(build), origin)
-        except ValidationError as error:
-            raise Conflict(
-                f"build {build.id} was made by another release, whose settings this one cannot read", hint="Start a new build."
-            ) from error
+        return enqueue(session, project, repeated(build), origin)
 
     return _once(db, request, make)
 

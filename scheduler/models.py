@@ -208,6 +208,19 @@ class CacheEntry(Base):
     )
 
 
+class Secret(Base):
+    """A secret of the farm's own store, sealed. `project_name` is "" for one that all projects may use."""
+
+    __tablename__ = "secrets"
+    project_name: Mapped[str] = mapped_column(sa.String(150), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(512), primary_key=True)
+    version: Mapped[int]
+    sealed: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    description: Mapped[str] = mapped_column(sa.String(1024))
+    created_ms: Mapped[int] = mapped_column(Ms)
+    modified_ms: Mapped[int] = mapped_column(Ms)
+
+
 class Outbox(Base):
     """What must be told to the outside after a commit. `key` makes telling twice one row."""
 

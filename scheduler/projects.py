@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from millrace.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from millrace.project import ProjectSettings
 from scheduler.db import Database, now_ms
-from scheduler.models import Build, Project, Token
+from scheduler.models import Build, Project, Secret, Token
 from scheduler.states import TERMINAL
 
 
@@ -61,7 +61,10 @@ def update(db: Database, settings: ProjectSettings) -> ProjectRecord:
 
 
 def delete(db: Database, name: str) -> None:
-    """Delete a project and end its tokens; its ended builds stay. Raises NotFound, or Conflict while builds of it wait or run."""
+    """Delete a project, its tokens' rights and its secrets; its ended builds stay.
+
+    Raises NotFound, or Conflict while builds of it wait or run.
+    """
 
     def work(session: Session) -> None:
         row = _living(session, name, lock=True)
@@ -74,6 +77,7 @@ def delete(db: Database, name: str) -> None:
         session.execute(  # a project of the same name that is made later is another one
             sa.update(Token).where(Token.project_name == name, Token.revoked_ms.is_(None)).values(revoked_ms=row.deleted_ms)
         )
+        session.execute(sa.delete(Secret).where(Secret.project_name == name))
 
     db.run(work)
 

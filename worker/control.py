@@ -13,6 +13,8 @@ import httpx
 from millrace.contract import (
     LOG_OFFSET_HEADER,
     LOG_SHA256_HEADER,
+    MAX_SECRETS,
+    MAX_SECRETS_BYTES,
     CacheHit,
     CacheQuery,
     Claim,
@@ -45,6 +47,9 @@ _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TIMEOUT: Final = httpx.Timeout(10, connect=3, pool=10)
 _MOVE_TIMEOUT: Final = httpx.Timeout(60, connect=5, pool=10)
 _PIECE_BYTES: Final = 1024 * 1024
+_SECRETS_PATIENCE_S: Final = 30.0
+_DETAIL_CHARS: Final = 32_768
+"""A refusal may name two hundred secrets; what is no answer of ours is cut shorter."""
 MOVE_PATIENCE_S: Final = 60.0
 """How long bytes are tried to be moved to or from the object store."""
 
@@ -161,17 +166,29 @@ class AttemptControl:
 
     def secrets(self, references: Sequence[SecretReference]) -> dict[str, str]:
         """The values of secrets by variable name. Raises BuildProblem that names those that cannot be had, InfraProblem."""
-        request = SecretsRequest(references=tuple(references))
-        try:
-            answer = self._wire.send("POST", f"{self._path}/grant/secrets", patience_s=60, **_body(request))
-        except Unavailable as error:
-            raise InfraProblem(
-                f"the secrets could not be had: {error.message}", reason=Reason.STORAGE, status_code="CLIENT_ERROR"
-            ) from error
-        except (NotFound, Refused) as error:
+        values: dict[str, str] = {}
+        missing: list[str] = []
+        for at in range(0, len(references), MAX_SECRETS):
+            try:
+                values |= self._some_secrets(SecretsRequest(references=tuple(references[at : at + MAX_SECRETS])))
+            except Unavailable as error:
+                raise InfraProblem(f"the secrets could not be had: {error.message}", reason=Reason.SECRETS_AWAY) from error
+            except (NotFound, Refused) as error:
+                missing.append(error.message)
+        size = sum(len(value.encode(errors="surrogateescape")) for value in values.values())
+        if size > MAX_SECRETS_BYTES:
+            missing.append(f"the secrets of a build have at most {MAX_SECRETS_BYTES} bytes together, these have {size}")
+        if missing:
             raise BuildProblem(
-                error.message, reason=Reason.SECRET_UNAVAILABLE, status_code="Decrypted Variables Error", hint=error.hint
-            ) from error
+                "; ".join(missing),
+                reason=Reason.SECRET_UNAVAILABLE,
+                status_code="Decrypted Variables Error",
+                hint="docs/secrets.md says where a build's secrets are looked for.",
+            )
+        return values
+
+    def _some_secrets(self, request: SecretsRequest) -> dict[str, str]:
+        answer = self._wire.send("POST", f"{self._path}/grant/secrets", patience_s=_SECRETS_PATIENCE_S, **_body(request))
         return SecretsReply.model_validate_json(answer.content).values
 
     def find_cache(self, query: CacheQuery) -> CacheHit | None:
@@ -261,7 +278,8 @@ def _detail(answer: httpx.Response) -> str:
         body = answer.json()
     except ValueError:
         return answer.text[:300]
-    return str(body.get("detail", body))[:300] if isinstance(body, dict) else str(body)[:300]
+    detail = body.get("detail") if isinstance(body, dict) else None
+    return detail[:_DETAIL_CHARS] if isinstance(detail, str) else str(body)[:300]
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:
