@@ -7,7 +7,7 @@ import click
 
 from millrace import __version__
 from millrace import log as logging
-from millrace.commands import builds, farm, lint
+from millrace.commands import builds, farm, lint, secrets
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
@@ -41,6 +41,7 @@ for verb in (
     farm.config,
     farm.project,
     farm.token,
+    secrets.secret,
     farm.migrate,
     farm.bootstrap,
     farm.api,

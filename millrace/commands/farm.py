@@ -181,7 +181,7 @@ def token() -> None:
     """API and worker tokens."""
 
 
-def _records(session: Session) -> Database:
+def records(session: Session) -> Database:
     """The database, spoken to directly: who may read its file or has its password may make tokens."""
     database = Database(session.settings.database)
     if database.is_sqlite and not (session.settings.home / "millrace.db").exists() and session.settings.database_url is None:
@@ -198,7 +198,7 @@ def _records(session: Session) -> Database:
 @click.pass_obj
 def token_create(session: Session, name: str, scope: str, project: str | None, days: int | None) -> int:
     """Make a token called NAME and print it, for the only time."""
-    database = _records(session)
+    database = records(session)
     click.echo(tokens.create(database, name, TokenScope(scope), project=project, days=days))
     database.dispose()
     return 0
@@ -208,14 +208,14 @@ def token_create(session: Session, name: str, scope: str, project: str | None, d
 @click.pass_obj
 def token_ls(session: Session) -> int:
     """List tokens; what they are is not kept, only their hashes."""
-    database = _records(session)
+    database = records(session)
     table = Table(box=None, pad_edge=False)
     for column in ("id", "name", "scope", "project", "made", "ends"):
         table.add_column(column)
     for record in tokens.find(database):
         who = record.principal
-        ends = "revoked" if record.revoked_ms else _day(record.expires_ms) if record.expires_ms else ""
-        table.add_row(who.token_id, who.name, who.scope.value, who.project or "", _day(record.created_ms), ends)
+        ends = "revoked" if record.revoked_ms else day(record.expires_ms) if record.expires_ms else ""
+        table.add_row(who.token_id, who.name, who.scope.value, who.project or "", day(record.created_ms), ends)
     console.print(table)
     database.dispose()
     return 0
@@ -226,14 +226,14 @@ def token_ls(session: Session) -> int:
 @click.pass_obj
 def token_revoke(session: Session, token_id: str) -> int:
     """End a token now."""
-    database = _records(session)
+    database = records(session)
     tokens.revoke(database, token_id)
     database.dispose()
     console.print(f"Token {token_id} is revoked")
     return 0
 
 
-def _day(ms: int) -> str:
+def day(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d")
 
 
