@@ -1,5 +1,6 @@
 """Routes of builds: start, look, stop."""
 
+from contextlib import suppress
 from typing import Any, Final
 
 from flask import Blueprint, Response, jsonify, request, url_for
@@ -12,7 +13,7 @@ from api.errors import from_validation
 from api.paging import limit_of, only
 from api.projects import check_artifacts, check_reach, check_sources
 from millrace.errors import InvalidInput, NotFound
-from millrace.project import BuildOverrides, effective
+from millrace.project import BuildOverrides, RetryWish, effective
 from millrace.vocabulary import BuildState, TokenScope
 from scheduler import dispatch, intake, lifecycle, projects, queries
 from scheduler.queries import BuildRecord
@@ -132,8 +133,11 @@ def retry(build_id: str) -> tuple[Response, int, dict[str, str]]:
     """
     require_build(build_id)
     context = here()
-    key = _key(None)
+    wish = jsonbody.read(RetryWish) if request.get_data() else RetryWish()
+    key = _key(wish.idempotency_token)
     who = principal()
+    if who.scope is TokenScope.PROJECT:
+        _check_retry(build_id)
     submitted = intake.retry(
         context.db,
         intake.RetryRequest(
@@ -142,6 +146,13 @@ def retry(build_id: str) -> tuple[Response, int, dict[str, str]]:
         context.settings,
     )
     return _submitted(submitted)
+
+
+def _check_retry(build_id: str) -> None:
+    """Raises Forbidden where the build reached what its project's own token may not, or no longer."""
+    record = existing(build_id)
+    with suppress(NotFound):  # the scheduler says it
+        check_reach(projects.get(here().db, record.project_name).settings, record.settings)
 
 
 @blueprint.post("/<build_id>/stop")

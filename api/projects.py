@@ -109,13 +109,15 @@ def check_artifacts(settings: Settings, *wanted: ProjectArtifacts) -> None:
 
 def check_reach(project: ProjectSettings, wanted: BuildSettings | ProjectSettings) -> None:
     """Raises Forbidden where a project's own token would reach what only the project's settings may name: buckets, shared caches,
-    privileges."""
-    buckets = {one.location for one in (project.artifacts, *project.secondary_artifacts)}
+    fleets, privileges."""
+    buckets = {one.bucket for one in (project.artifacts, *project.secondary_artifacts)}
     for one in (wanted.artifacts, *wanted.secondary_artifacts):
-        if one.location is not None and one.location not in buckets:
+        if one.location is not None and one.bucket not in buckets:
             raise Forbidden(f"artifacts into bucket {one.location[:100]!r} are not among the project's own", hint=_BY_ADMIN)
     if wanted.cache.cache_namespace not in (None, project.cache.cache_namespace):
         raise Forbidden("the cacheNamespace is not the project's own", hint=_BY_ADMIN)
+    if wanted.environment.fleet not in (None, project.environment.fleet):
+        raise Forbidden("the fleet is not the project's own", hint=_BY_ADMIN)
     if wanted.environment.privileged_mode and not project.environment.privileged_mode:
         raise Forbidden("privilegedMode is not the project's own", hint=_BY_ADMIN)
 

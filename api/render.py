@@ -38,7 +38,7 @@ def build_status(state: BuildState) -> StatusType:
 def build(record: BuildRecord, settings: Settings, *, brief: bool = False) -> dict[str, Any]:
     """CodeBuild: Build, with our own facts below `millrace`. `brief` leaves the list of artifacts out, which may be long."""
     wanted = record.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
-    for member in ("artifacts", "secondaryArtifacts"):
+    for member in ("artifacts", "secondaryArtifacts", "sourceCommit"):
         wanted.pop(member, None)
     if not wanted.pop("debugSessionEnabled", False):
         debug = {}

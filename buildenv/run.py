@@ -318,7 +318,7 @@ class _Attempt:
         credentials = self._credentials()
         settings = self._settings
         self._progress.resolved_version = self._fetch(
-            settings.source, settings.source_version, self._workspace.source, credentials.get("")
+            settings.source, settings.source_commit or settings.source_version, self._workspace.source, credentials.get("")
         )
         ours = variables.fixed(self._claim, src_dir=self._workspace.source_inside, image=settings.environment.image)
         if self._progress.resolved_version:

@@ -361,6 +361,8 @@ class BuildSettings(_Checked):
     logs_config: LogsConfig | None = None
     debug_session_enabled: bool = False
     auto_retry_limit: Annotated[int, Field(ge=0, le=10)] | None = None
+    source_commit: str | None = None
+    """What git checks out of the primary source, whatever `source_version` has come to mean: the commit of the build retried."""
 
     @model_validator(mode="after")
     def _secondary_fit(self) -> Self:
@@ -417,6 +419,12 @@ class BuildOverrides(_Checked):
         return check_image(image) if image is not None else None
 
 
+class RetryWish(_Checked):
+    """What may be said of a retry (CodeBuild: RetryBuild). What is built is what was built before."""
+
+    idempotency_token: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+
+
 _OF_SOURCE = {
     "type": "source_type_override",
     "location": "source_location_override",
@@ -461,10 +469,19 @@ def _overridden(shape: Shape, wanted: BuildOverrides, table: Mapping[str, str]) 
     return members | {name: value for name, value in said.items() if value is not None}
 
 
+def _still_meant(project: ProjectSettings, sources: Sequence[ProjectSource]) -> tuple[ProjectSourceVersion, ...]:
+    """The project's versions of those secondary sources that `sources` leave where they are."""
+    places = {(one.source_identifier, one.type, one.location) for one in sources}
+    same = {
+        one.source_identifier for one in project.secondary_sources if (one.source_identifier, one.type, one.location) in places
+    }
+    return tuple(one for one in project.secondary_source_versions if one.source_identifier in same)
+
+
 def effective(project: ProjectSettings, wanted: BuildOverrides) -> BuildSettings:
     """The settings that a build of `project` runs with. Raises pydantic's ValidationError where an override does not fit.
 
-    CodeBuild: StartBuild; variables are merged by name, and a changed source drops the project's source version.
+    CodeBuild: StartBuild; variables are merged by name, and a changed source drops the project's version of it.
     """
     moved = wanted.source_type_override is not None or wanted.source_location_override is not None
     variables = {v.name: v for v in project.environment.environment_variables}
@@ -472,6 +489,8 @@ def effective(project: ProjectSettings, wanted: BuildOverrides) -> BuildSettings
     environment = _overridden(project.environment, wanted, _OF_ENVIRONMENT)
     kept = {name: getattr(project, name) for name in BuildSettings.model_fields if name in ProjectSettings.model_fields}
     said = {name: getattr(wanted, override) for name, override in _OF_BUILD.items()}
+    if wanted.secondary_sources_override is not None and wanted.secondary_sources_version_override is None:
+        said["secondary_source_versions"] = _still_meant(project, wanted.secondary_sources_override)
     return BuildSettings.model_validate(
         kept
         | {name: value for name, value in said.items() if value is not None}

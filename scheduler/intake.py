@@ -96,7 +96,12 @@ def retry(db: Database, request: RetryRequest, settings: Settings) -> Submitted:
         origin = Origin(
             initiator=request.initiator, priority=build.priority, max_attempts=settings.max_attempts, retry_of=build.id
         )
-        return enqueue(session, project, repeated(build), origin)
+        try:
+            return enqueue(session, project, repeated(build), origin)
+        except ValidationError as error:
+            raise Conflict(
+                f"build {build.id} was made by another release, whose settings this one cannot read", hint="Start a new build."
+            ) from error
 
     return _once(db, request, make)
 

@@ -5,6 +5,7 @@ import json
 from typing import Final
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from millrace.contract import FinishReport
@@ -112,10 +113,14 @@ def _retry_by_itself(session: Session, build: Build, reason: Reason) -> None:
     would only do so again, and is retried all the same, as the limit is the user's word; a build whose record is damaged is not.
     """
     limit = build.settings.get("autoRetryLimit") or 0
-    if build.auto_retry_number >= limit or reason is Reason.BUG:
+    if not isinstance(limit, int) or build.auto_retry_number >= limit or reason is Reason.BUG:
         return
     project = session.get(Project, build.project_name, with_for_update=True)
     if project is None or project.deleted_ms is not None:
+        return
+    try:
+        wanted = repeated(build)
+    except ValidationError:
         return
     origin = Origin(
         initiator=build.initiator,
@@ -124,19 +129,21 @@ def _retry_by_itself(session: Session, build: Build, reason: Reason) -> None:
         retry_of=build.id,
         auto_retry_number=build.auto_retry_number + 1,
     )
-    following = enqueue(session, project, repeated(build), origin)
+    following = enqueue(session, project, wanted, origin)
     build.next_auto_retry = following.id
     session.flush()
+    _log_after_commit(session, "build.queued", {"build_id": following.id, "initiator": build.initiator, "retry_of": build.id})
 
 
 def repeated(build: Build) -> BuildSettings:
     """The settings of a build that repeats this one: its own, and of git the very commit that it built.
 
-    CodeBuild: RetryBuild takes the same source version; a branch that has moved on meanwhile would be another.
+    CodeBuild: RetryBuild takes the same source version; of a branch that has moved on meanwhile that would be other source.
+    Raises pydantic's ValidationError where this release cannot read them.
     """
     wanted = BuildSettings.model_validate(build.settings)
     if wanted.source.is_git and build.resolved_source_version:
-        return wanted.model_copy(update={"source_version": build.resolved_source_version})
+        return wanted.model_copy(update={"source_commit": build.resolved_source_version})
     return wanted
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from millrace.client import ApiRefused
+from millrace.client import ApiRefused, build_path
 from tests.support.farm import Farm
 
 pytestmark = pytest.mark.docker
@@ -94,3 +94,15 @@ def test_a_server_that_cannot_be_reached_is_not_the_users_fault(farm: Farm) -> N
 def test_a_path_that_is_not_allowed_is_refused_at_once(farm: Farm) -> None:
     with pytest.raises(ApiRefused, match="MILLRACE_GIT_ROOTS"):
         build(farm, "/etc")
+
+
+def test_a_retry_builds_the_commit_though_the_branch_moved_on(farm: Farm, repository: Path) -> None:
+    git(repository, "branch", "moving", "main")
+    spec = SPEC + "      - echo version $CODEBUILD_SOURCE_VERSION\n"
+    first = build(farm, str(repository), sourceVersion="moving", buildspecOverride=spec)
+    git(repository, "branch", "-f", "moving", "feature/x")
+    retried = farm.ended(farm.client.post(f"{build_path(first['id'])}/retry")["id"], within_s=120)
+    assert (retried["sourceVersion"], retried["resolvedSourceVersion"]) == ("moving", first["resolvedSourceVersion"])
+    log = farm.log_of(retried["id"])
+    assert f"on {first['resolvedSourceVersion']}" in log
+    assert "version moving" in log

@@ -499,7 +499,11 @@ def test_a_retry_is_answered_as_a_start(api: Api) -> None:
     assert (made["millrace"]["retryOf"], made["buildNumber"], answer.headers["Location"]) == (old, 2, f"/v1/builds/{made['id']}")
     again = api.send("POST", f"/v1/builds/{old}/retry", headers={"Idempotency-Key": "k"})
     assert (again.status_code, again.get_json()["id"]) == (200, made["id"])
+    by_token = api.send("POST", f"/v1/builds/{old}/retry", json={"idempotencyToken": "k"})
+    assert by_token.get_json()["id"] == made["id"]
     assert api.send("POST", "/v1/builds/demo:none/retry").status_code == 404
+    refused = api.send("POST", f"/v1/builds/{old}/retry", json={"imageOverride": "x"})
+    assert (refused.status_code, refused.get_json()["errors"][0]["field"]) == (422, "imageOverride")
 
 
 def test_auto_retries_are_linked_by_arn(api: Api) -> None:
@@ -527,6 +531,7 @@ def test_auto_retries_are_linked_by_arn(api: Api) -> None:
         {"secondaryArtifactsOverride": [{"type": "S3", "location": "other-bucket", "artifactIdentifier": "a"}]},
         {"cacheOverride": {"type": "S3", "cacheNamespace": "theirs"}},
         {"privilegedModeOverride": True},
+        {"fleetOverride": {"fleetArn": "big"}},
     ],
     ids=lambda wanted: next(iter(wanted)),
 )
@@ -534,10 +539,14 @@ def test_a_projects_own_token_reaches_no_further_than_its_settings(api: Api, wan
     token = tokens.create(api.db, "p", TokenScope.PROJECT, project="demo")
     answer = api.send("POST", "/v1/builds", token=token, json={"projectName": "demo", **wanted})
     assert answer.status_code == 403, answer.get_data(as_text=True)
-    assert api.send("POST", "/v1/builds", json={"projectName": "demo", **wanted}).status_code == 201
+    by_admin = api.ok("POST", "/v1/builds", json={"projectName": "demo", **wanted})["id"]
+    api.ok("POST", f"/v1/builds/{by_admin}/stop")
+    again = api.send("POST", f"/v1/builds/{by_admin}/retry", token=token)
+    assert again.status_code == 403, again.get_data(as_text=True)
+    assert api.send("POST", f"/v1/builds/{by_admin}/retry").status_code == 201
     settings = {name.removesuffix("Override"): value for name, value in wanted.items()}
-    if "privilegedMode" in settings:
-        settings = {"environment": {**a_project_json()["environment"], "privilegedMode": True}}
+    if settings.keys() & {"privilegedMode", "fleet"}:
+        settings = {"environment": {**a_project_json()["environment"], **settings}}
     changed = api.send("PUT", "/v1/projects/demo", token=token, json=a_project_json(**settings))
     assert changed.status_code == 403, changed.get_data(as_text=True)
     assert api.send("PUT", "/v1/projects/demo", token=token, json=a_project_json(description="mine")).status_code == 200

@@ -131,3 +131,16 @@ def test_a_grant_signs_all_its_headers_just_as_the_sdk_of_aws_does(server: Minio
     ours = httpx.URL(store._signed(url, headers, 60, now))
     assert dict(ours.params) == dict(theirs.params)
     assert ours.path == theirs.path
+
+
+def test_what_is_too_large_for_one_copy_is_copied_in_parts(server: MinioServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minio.api.MAX_PART_SIZE", 5 * 1024**2)  # in truth 5 GiB, S3's limit for one copy
+    store = store_of(server)
+    body = secrets.token_bytes(12 * 1024**2)
+    stored = store.put(BUCKET, "large", io.BytesIO(body))
+    store.copy(BUCKET, "large", "releases", "large.zip", metadata={"codebuild-buildarn": "arn"})
+    copied = store.stat("releases", "large.zip")
+    assert copied is not None
+    assert (copied.sha256, dict(copied.metadata)) == (stored.sha256, {"codebuild-buildarn": "arn"})
+    with store.open("releases", "large.zip") as read:
+        assert read.read() == body

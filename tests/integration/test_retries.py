@@ -1,5 +1,7 @@
 """Builds that are built again: by a phase that asks for it, by request, and by themselves; on real databases."""
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
@@ -77,11 +79,12 @@ def test_a_retry_is_a_new_build_with_the_old_settings_and_commit(database: Datab
     assert made.created
     record = shown(database, made.build_id)
     assert (record.number, record.initiator, record.priority, record.retry_of) == (2, "me", 7, old)
-    assert record.settings.source_version == "c" * 40
+    assert (record.settings.source_version, record.settings.source_commit) == ("main", "c" * 40)
     assert record.settings.timeout_in_minutes == 60
     assert record.settings.environment.image == "x:1"
     assert [(one.name, one.value) for one in record.settings.environment.environment_variables] == [("A", "1")]
-    assert shown(database, old).settings.source_version == "main"
+    assert shown(database, old).settings.source_commit is None
+    assert a_claim(database, settings).settings.source_commit == "c" * 40
 
 
 def test_a_retry_asks_for_a_build_that_has_ended_and_a_project_that_is_there(database: Database, settings: Settings) -> None:
@@ -165,6 +168,23 @@ def test_what_the_sweeper_ends_is_retried_too(database: Database, settings: Sett
     first, second = everything(database)
     assert (first.state, first.next_auto_retry) == (BuildState.TIMED_OUT, second.id)
     assert second.state is BuildState.QUEUED
+
+
+@pytest.mark.parametrize("damage", [{"autoRetryLimit": "many"}, {"autoRetryLimit": 1, "source": {}}])
+def test_a_build_whose_record_is_damaged_ends_without_a_retry(
+    database: Database, settings: Settings, damage: dict[str, Any]
+) -> None:
+    a_project(database)
+    build_id = a_build(database, settings)
+    with database.transaction() as session:
+        build = session.get(Build, build_id)
+        assert build is not None
+        build.settings, build.queue_deadline_ms = build.settings | damage, 1
+    assert leases.enforce_deadlines(database) == [build_id]
+    with database.reading() as session:
+        assert session.scalars(sa.select(Build.state)).all() == [BuildState.TIMED_OUT.value]
+    with pytest.raises(Conflict, match="made by another release"):
+        intake.retry(database, intake.RetryRequest(build_id=build_id, initiator="me"), settings)
 
 
 def test_an_override_sets_the_limit_and_a_deleted_project_ends_it(database: Database, settings: Settings) -> None:

@@ -129,6 +129,19 @@ def test_a_moved_source_drops_the_projects_version() -> None:
     assert effective(project, wanted).source_version is None
 
 
+def test_a_moved_secondary_source_drops_its_version_and_no_other() -> None:
+    def source(name: str, location: str) -> dict[str, str]:
+        return {"type": "GITHUB", "location": f"https://git.example/{location}.git", "sourceIdentifier": name}
+
+    versions = [{"sourceIdentifier": name, "sourceVersion": "v1"} for name in ("one", "two", "three")]
+    sources = [source("one", "a"), source("two", "b"), source("three", "c")]
+    project = ProjectSettings.model_validate(a_project(secondarySources=sources, secondarySourceVersions=versions))
+    moved = [source("one", "a"), source("two", "elsewhere")]
+    wanted = BuildOverrides.model_validate({"projectName": "demo", "secondarySourcesOverride": moved})
+    assert [one.source_identifier for one in effective(project, wanted).secondary_source_versions] == ["one"]
+    assert len(effective(project, BuildOverrides(project_name="demo")).secondary_source_versions) == 3
+
+
 def test_an_override_that_does_not_fit_its_project_is_refused() -> None:
     project = ProjectSettings.model_validate(a_project(source={"type": "NO_SOURCE", "buildspec": "version: 0.2"}))
     wanted = BuildOverrides.model_validate({"projectName": "demo", "sourceTypeOverride": "GIT"})
