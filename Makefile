@@ -6,9 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 DEMO_DIR := .millrace/demo
+EXAMPLES_DIR := .millrace/examples
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test bench lock clean
+.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test examples bench lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +66,12 @@ demo: setup ## Set up, start a farm, build a real project
 	@echo "Now build a folder of your own that holds a buildspec.yml:"
 	@echo "  $(BIN)/millrace run DIR"
 	@echo "The farm goes on running; '$(BIN)/millrace down' stops it."
+
+examples: setup ## Build ten public projects of several languages; ONLY=name for one
+	@$(BIN)/millrace doctor --install --for demo
+	@$(BIN)/python -m buildenv.images build
+	@$(BIN)/millrace up --detach
+	@$(BIN)/python -m examples $(EXAMPLES_DIR) $(ONLY)
 
 up: setup ## Run the farm of this box in the foreground
 	@$(BIN)/millrace up

@@ -75,6 +75,7 @@ def run(
         "description": f"millrace run {folder.resolve().name}"[:255],
         "source": {"type": "S3", "location": location, **({"buildspec": spec} if spec else {})},
         "artifacts": {"type": "S3", "packaging": packaging.upper(), "name": f"{name}.zip"},
+        "cache": {"type": "S3"},
         "environment": {
             "type": "LINUX_CONTAINER",
             "image": image or session.settings.default_image,
