@@ -15,6 +15,7 @@ from docker.errors import DockerException
 
 from buildenv.images import LABEL_RECIPE, NAMES, make, resolve_runtimes, runtimes_from_labels, tag_of
 from buildenv.images.make import ImageBuildError, ensure
+from buildenv.workspace import INSIDE
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -144,15 +145,15 @@ def test_a_bundle_of_certificates_may_be_mounted_anywhere(standard: str) -> None
     inside(standard, "update-ca-certificates", f"--volume={CA_BUNDLE}:{elsewhere}:ro")
 
 
-def test_files_are_hashed_in_the_order_of_their_names(standard: str) -> None:
+def test_files_are_hashed_with_what_the_image_has(standard: str) -> None:
     script = """
-    cd /tmp && mkdir -p h/sub && echo 1 > h/a.lock && echo 2 > h/sub/b.lock && export CODEBUILD_SRC_DIR=/tmp/h
+    PATH=$PATH:/inside; cd /tmp && mkdir -p h/sub && echo 1 > h/a.lock && echo 2 > h/sub/b.lock && export CODEBUILD_SRC_DIR=/tmp/h
     codebuild-hash-files '**/*.lock'
     codebuild-hash-files a.lock sub/b.lock
     echo 3 > h/a.lock; codebuild-hash-files '**/*.lock'
     codebuild-hash-files '*.none' 2>&1 || echo "exit $?"
     """
-    one, two, changed, *nothing = inside(standard, script).splitlines()
+    one, two, changed, *nothing = inside(standard, script, f"--volume={INSIDE}:/inside:ro").splitlines()
     assert one == two != changed
     assert nothing == ["codebuild-hash-files: no file matches *.none", "exit 1"]
 
