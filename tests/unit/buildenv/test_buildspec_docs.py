@@ -1,14 +1,50 @@
-"""docs/buildspec.md lists the rules of `millrace lint` as they are."""
+"""docs/buildspec.md lists the rules of `millrace lint`; docs/buildspec-support.md every key, and tests that are there."""
 
+import re
 from pathlib import Path
 
+from buildenv.speckeys import SECTIONS
 from buildenv.specreader import RULES
 
-PAGE = Path(__file__).parents[3] / "docs" / "buildspec.md"
+ROOT = Path(__file__).parents[3]
+SUPPORT = (ROOT / "docs" / "buildspec-support.md").read_text()
 
 
 def test_the_page_lists_every_rule() -> None:
     table = "| name | what it is |\n|---|---|\n" + "".join(f"| `{rule}` | {says} |\n" for rule, says in RULES.items())
-    _, _, rest = PAGE.read_text().partition("<!-- rules -->\n")
+    _, _, rest = (ROOT / "docs" / "buildspec.md").read_text().partition("<!-- rules -->\n")
     found, _, _ = rest.partition("<!-- rules end -->")
     assert found == table
+
+
+def test_the_support_page_names_every_key() -> None:
+    keys, _, _ = SUPPORT.partition("## What is easy to get wrong")
+    named = {part for words in re.findall(r"`([^`]+)`", keys) for part in words.split(".")}
+    wanted = {key for section in SECTIONS.values() for key in section}
+    assert wanted - named == set()
+
+
+def test_the_support_page_has_all_points_and_tests_that_are_there() -> None:
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", SUPPORT, re.MULTILINE)] == list(range(1, 48))
+    functions = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    scenarios = {path.parent.name for path in (ROOT / "tests/e2e/scenarios").glob("*/expect.json")}
+    for name in re.findall(r"`(test_\w+|\d\d_\w+)`", SUPPORT):
+        assert name in functions | scenarios, name
+    assert scenarios <= set(re.findall(r"`(\d\d_\w+)`", SUPPORT)) | {
+        "01_success_with_zip",
+        "09_missing_buildspec",
+        "10_broken_buildspec",
+        "11_missing_image",
+        "14_files_one_by_one",
+        "19_ignored_files_stay_at_home",
+        "20_output_without_a_newline_and_binary",
+        "38_debug_session_off",
+        "44_exit_statuses_are_explained",
+        "46_background_processes_and_stdin",
+    }
+    for row in re.findall(r"^\| \d+ \|.*$", SUPPORT, re.MULTILINE):
+        assert row.endswith("` |") or "not yet" in row, row
