@@ -1,7 +1,6 @@
 """References to secrets, what is made of a store's answers, and the keys of the farm's own store."""
 
 import base64
-import os
 import stat
 import threading
 from collections.abc import Collection, Mapping
@@ -276,7 +275,7 @@ def test_a_key_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
         (b"# nothing\n", "has none"),
         (f"{ONE.hex()}\nhunter22\n".encode(), "has none in its line 2"),
         (b"\xff\xfe\x00", "it is no text"),
-        (os.urandom(3) + b"\x80", "secrets"),
+        (b"\x00\x01\x80", "secrets"),
     ],
 )
 def test_a_key_file_that_is_none_is_told_without_what_it_holds(tmp_path: Path, content: bytes, says: str) -> None:
