@@ -4,10 +4,22 @@ Source: CodeBuild, build-spec-ref, artifacts.files and exclude-paths. Matching t
 whatever the pattern: a regular expression would not.
 """
 
-import re
+from dataclasses import dataclass
 from functools import lru_cache
 
-_Token = str | re.Pattern[str]
+
+@dataclass(frozen=True)
+class _Set:
+    """The characters of a `[...]`, as ranges that include their ends."""
+
+    ranges: tuple[tuple[str, str], ...]
+    negated: bool
+
+    def has(self, char: str) -> bool:
+        return any(low <= char <= high for low, high in self.ranges) is not self.negated
+
+
+_Token = str | _Set  # a letter stands for itself
 _ANY = "*"
 _ONE = "?"
 
@@ -25,6 +37,12 @@ def _parts(glob: str) -> tuple[tuple[_Token, ...] | None, ...]:
     return tuple(parts)
 
 
+def closing(name: str, at: int) -> int:
+    """Where the set that begins with the `[` at `at` ends; -1 where nothing ends it. A `]` that comes first is in the set."""
+    first = at + 2 if name[at + 1 : at + 2] in ("!", "^") else at + 1
+    return name.find("]", first + 1)
+
+
 def _tokens(name: str) -> tuple[_Token, ...]:
     tokens: list[_Token] = []
     at = 0
@@ -35,22 +53,25 @@ def _tokens(name: str) -> tuple[_Token, ...]:
                 tokens.append(_ANY)
         elif char == "?":
             tokens.append(_ONE)
-        elif char == "[" and (end := name.find("]", at + 2)) > 0:
+        elif char == "[" and (end := closing(name, at)) > 0:
             tokens.append(_set(name[at + 1 : end]))
             at = end
         else:
-            tokens.append(re.compile(re.escape(char), re.DOTALL))
+            tokens.append(char)
         at += 1
     return tuple(tokens)
 
 
-def _set(body: str) -> re.Pattern[str]:
-    negated = body[0] in "!^" and len(body) > 1
-    ranges = re.escape(body[1:] if negated else body).replace(r"\-", "-")
-    try:
-        return re.compile(f"[{'^' if negated else ''}{ranges}]", re.DOTALL)
-    except re.error:  # a range that runs backwards matches nothing
-        return re.compile(r"(?!)")
+def _set(body: str) -> _Set:
+    negated = body[0] in "!^"
+    body = body[1:] if negated else body
+    ranges = []
+    at = 0
+    while at < len(body):
+        is_range = body[at + 1 : at + 2] == "-" and at + 2 < len(body)
+        ranges.append((body[at], body[at + 2] if is_range else body[at]))  # one that runs backwards holds nothing
+        at += 3 if is_range else 1
+    return _Set(tuple(ranges), negated)
 
 
 def matches(glob: str, path: str) -> bool:
@@ -81,14 +102,14 @@ def matches(glob: str, path: str) -> bool:
 
 
 def _fits(tokens: tuple[_Token, ...], name: str) -> bool:
-    """One component, by the two-pointer walk that goes back to the last `*` only."""
+    """One component, by the two-pointer walk that goes back to the last `*` only. A letter `*` or `?` is never a token."""
     token, at, star, retry = 0, 0, -1, 0
     while at < len(name):
         current = tokens[token] if token < len(tokens) else None
         if current is _ANY:
             star, retry = token, at
             token += 1
-        elif current is not None and (current is _ONE or (isinstance(current, re.Pattern) and current.fullmatch(name[at]))):
+        elif current is not None and (current.has(name[at]) if isinstance(current, _Set) else current in (_ONE, name[at])):
             token, at = token + 1, at + 1
         elif star >= 0:
             retry += 1
