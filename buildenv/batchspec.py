@@ -7,7 +7,7 @@ from math import prod
 from typing import Final
 
 from buildenv import yamltree
-from buildenv.specreader import IDENTIFIER, Reader
+from buildenv.specreader import IDENTIFIER, Reader, did_you_mean, is_null
 from buildenv.yamltree import Node
 
 MAX_TASKS: Final = 100
@@ -50,10 +50,15 @@ class Matrix:
     variables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
+    def lists(self) -> list[Sequence[str]]:
+        """The lists that have values."""
+        every = [self.buildspecs, self.compute_types, self.images, *self.variables.values()]
+        return [values for values in every if values]
+
+    @property
     def size(self) -> int:
         """How many combinations there are."""
-        lists: list[Sequence[str]] = [self.buildspecs, self.compute_types, self.images, *self.variables.values()]
-        return prod(len(values) for values in lists if values)
+        return prod(len(values) for values in self.lists)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,7 @@ def _tasks(reader: Reader, node: Node, kind: str) -> tuple[Task, ...]:
         reader.problem(node, "too-large", f"{kind} has {len(node.value)} tasks", f"at most {MAX_TASKS}")
     tasks: list[Task] = []
     places: dict[str, Node] = {}
-    for number, item in enumerate(node.value):
+    for number, item in enumerate(node.value[:MAX_TASKS]):
         task = _task(reader, item, f"{kind}[{number}]", "graph task" if kind == "build-graph" else "task")
         if task.identifier in places:
             first = yamltree.place(places[task.identifier]).line
@@ -115,7 +120,8 @@ def _tasks(reader: Reader, node: Node, kind: str) -> tuple[Task, ...]:
         elif task.identifier:
             places[task.identifier] = item
         tasks.append(task)
-    _check_graph(reader, tasks, places)
+    if len(node.value) <= MAX_TASKS:
+        _check_graph(reader, tasks, places)
     return tuple(tasks)
 
 
@@ -141,7 +147,8 @@ def _check_graph(reader: Reader, tasks: Sequence[Task], places: Mapping[str, Nod
         unknown = [name for name in task.depend_on if name not in known]
         if unknown and task.identifier in places:
             what = f"task {task.identifier} depends on {', '.join(unknown)}, which is no task"
-            reader.problem(places[task.identifier], "unknown-value", what, f"known: {', '.join(sorted(known))}")
+            hint = did_you_mean(unknown[0], known) or f"known: {', '.join(sorted(known))}"
+            reader.problem(places[task.identifier], "unknown-value", what, hint)
         graph[task.identifier] = set(task.depend_on) & known
     try:
         TopologicalSorter(graph).prepare()
@@ -168,6 +175,7 @@ def _env(reader: Reader, node: Node | None) -> TaskEnv:
 
 
 def _matrix(reader: Reader, node: Node) -> Matrix:
+    already = len(reader.problems)
     entries = reader.section(node, "build-matrix")
     static = reader.section(entries.get("static"), "static")
     dynamic = reader.section(entries.get("dynamic"), "dynamic")
@@ -185,21 +193,21 @@ def _matrix(reader: Reader, node: Node) -> Matrix:
         images=tuple(reader.list_of(env.get("image"), "image")),
         variables=variables,
     )
-    if not dynamic and reader.lacks(node, "dynamic"):
+    if not matrix.lists and len(reader.problems) == already:
         reader.problem(node, "missing-key", "build-matrix has nothing that differs", "add lists below 'dynamic:'")
     if matrix.size > MAX_TASKS:
-        reader.problem(node, "too-large", f"build-matrix has {matrix.size} combinations", f"at most {MAX_TASKS}")
+        count = matrix.size if matrix.size < 10**9 else "more than a thousand million"
+        reader.problem(node, "too-large", f"build-matrix has {count} combinations", f"at most {MAX_TASKS}")
     return matrix
 
 
 def _fanout(reader: Reader, node: Node) -> Fanout:
     entries = reader.section(node, "build-fanout")
     text = reader.text(entries.get("parallelism"), "parallelism")
-    if text is None:
-        return Fanout(parallelism=1)
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_TASKS:
-        reader.problem(
-            entries["parallelism"], "unknown-value", f"parallelism is {text[:40]!r}", f"write a number from 1 to {MAX_TASKS}"
-        )
-        return Fanout(parallelism=1)
-    return Fanout(parallelism=int(text), ignore_failure=reader.flag(entries.get("ignore-failure"), "ignore-failure"))
+    hint = f"write a number from 1 to {MAX_TASKS}"
+    parallelism = int(text[:9]) if text and text.isascii() and text.isdigit() else 0
+    if text is not None and not 1 <= parallelism <= MAX_TASKS:
+        reader.problem(entries["parallelism"], "unknown-value", f"parallelism is {text[:40]!r}", hint)
+    elif is_null(node) or is_null(entries.get("parallelism", node)):
+        reader.problem(node, "missing-value", "build-fanout says no parallelism", hint)
+    return Fanout(parallelism=parallelism, ignore_failure=reader.flag(entries.get("ignore-failure"), "ignore-failure"))

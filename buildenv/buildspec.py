@@ -6,14 +6,16 @@ and `007` reach the shell as they stand in the file. The keys are listed in `spe
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import re2
 
 from buildenv import batchspec, yamltree
 from buildenv.batchspec import BatchSpec
-from buildenv.specreader import IDENTIFIER, Reader, direction_marks, is_null
+from buildenv.globs import matches
+from buildenv.specreader import IDENTIFIER, MAX_FOUND, EnoughFound, Reader, direction_marks, is_null, shown
 from buildenv.yamltree import Node, Unreadable, place
 from millrace.errors import BadBuildspec, SpecProblem
 from millrace.vocabulary import COMMAND_PHASES, PhaseType
@@ -21,7 +23,7 @@ from millrace.vocabulary import COMMAND_PHASES, PhaseType
 _PHASES: Final = {phase.value.lower(): phase for phase in COMMAND_PHASES}
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?|[0-9]{1,10}")
 _NOT_IN_01: Final = ("run-as", "env", "reports", "batch", "proxy")
-_NOT_CACHED: Final = ("/", "/proc", "/sys", "/dev", "/codebuild")
+_NOT_CACHED: Final = ("proc", "sys", "dev", "codebuild")
 MAX_REPORT_GROUPS: Final = 5
 MAX_RETRIES: Final = 100
 
@@ -147,10 +149,17 @@ def parse(text: str | bytes, *, where: str = "buildspec.yml") -> Buildspec:
         root = yamltree.compose(yamltree.decode(text) if isinstance(text, bytes) else text)
         spec = _buildspec(reader, root)
     except Unreadable as error:
-        raise BadBuildspec(where, [error.problem]) from error
+        found = error.problem
+        raise BadBuildspec(where, [replace(found, what=shown(found.what), hint=shown(found.hint))]) from error
+    except EnoughFound:
+        reader.problems[-1] = replace(reader.problems[-1], hint=f"reading ended here, after {MAX_FOUND} problems")
     if reader.problems:
-        raise BadBuildspec(where, sorted(reader.problems, key=lambda problem: (problem.line, problem.column)))
+        raise BadBuildspec(where, _in_order(reader.problems), warnings=_in_order(reader.warnings))
     return spec
+
+
+def _in_order(found: list[SpecProblem]) -> tuple[SpecProblem, ...]:
+    return tuple(sorted(found, key=lambda one: (one.line, one.column)))
 
 
 def _buildspec(reader: Reader, root: Node | None) -> Buildspec:
@@ -161,7 +170,8 @@ def _buildspec(reader: Reader, root: Node | None) -> Buildspec:
     top = reader.section(root, "the buildspec")
     version = _version(reader, root, top.get("version"))
     _check_version(reader, root, top, version)
-    phases = _phases(reader, root, top.get("phases"), optional="batch" in top, version=version)
+    is_batch = "batch" in top and not is_null(top["batch"])
+    phases = _phases(reader, root, top.get("phases"), optional=is_batch, version=version)
     return Buildspec(
         version=version,
         run_as=_user(reader, top.get("run-as")),
@@ -172,14 +182,17 @@ def _buildspec(reader: Reader, root: Node | None) -> Buildspec:
         reports=_reports(reader, top.get("reports")),
         batch=batchspec.read(reader, top.get("batch")),
         proxy=_proxy(reader, top.get("proxy")),
-        warnings=tuple(sorted(reader.warnings, key=lambda warning: (warning.line, warning.column))),
+        warnings=_in_order(reader.warnings),
     )
 
 
 def _version(reader: Reader, root: Node, node: Node | None) -> str:
     text = reader.text(node, "version")
     if text is None:
-        reader.problem(node or root, "missing-key", "'version' is missing", "begin the file with 'version: 0.2'")
+        if node is None and reader.lacks(root, "version"):
+            reader.problem(root, "missing-key", "'version' is missing", "begin the file with 'version: 0.2'")
+        elif node is not None and is_null(node):
+            reader.problem(node, "missing-value", "'version' has no value", "write 'version: 0.2'")
         return "0.2"
     if text not in ("0.1", "0.2"):
         reader.problem(node, "unknown-value", f"version {text} is not known", "write 'version: 0.2'")
@@ -210,13 +223,12 @@ def _env(reader: Reader, top: Mapping[str, Node]) -> EnvSpec:
     if reader.is_absent(node, "env") or node is None:
         return EnvSpec(variables=plain)
     entries = reader.section(node, "env")
-    exported = reader.list_of(entries.get("exported-variables"), "exported-variables")
-    for name in exported:
-        if not name.startswith("CODEBUILD_"):
-            reader.check_name(entries["exported-variables"], name)
+    exported = reader.list_of(entries.get("exported-variables"), "exported-variables", partial(_check_exported, reader))
     variables = plain | reader.variables(entries.get("variables"), "variables")
     parameters = reader.variables(entries.get("parameter-store"), "parameter-store", references=True)
     secrets = reader.variables(entries.get("secrets-manager"), "secrets-manager", references=True)
+    for name, reference in secrets.items():
+        _check_reference(reader, reader.name_of(entries["secrets-manager"], name), name, reference)
     for first, second, section in (
         (variables, parameters, "parameter-store"),
         (variables, secrets, "secrets-manager"),
@@ -225,13 +237,37 @@ def _env(reader: Reader, top: Mapping[str, Node]) -> EnvSpec:
         for name in first.keys() & second.keys():
             reader.warn(reader.name_of(entries[section], name), f"{name} is set twice; that of {section} counts")
     return EnvSpec(
-        shell=reader.text(entries.get("shell"), "shell"),
+        shell=_lower(reader.text(entries.get("shell"), "shell")),
         variables=variables,
         parameter_store=parameters,
         secrets_manager=secrets,
         exported_variables=tuple(exported),
         git_credential_helper=reader.flag(entries.get("git-credential-helper"), "git-credential-helper"),
     )
+
+
+def _lower(text: str | None) -> str | None:
+    return text.lower() if text is not None else None
+
+
+def _check_exported(reader: Reader, node: Node, name: str) -> None:
+    if name.startswith("AWS_"):
+        reader.warn(node, f"{name} is not exported by CodeBuild, nor is any name that begins with AWS_")
+    elif not name.startswith("CODEBUILD_"):
+        reader.check_name(node, name)
+
+
+def _check_reference(reader: Reader, node: Node, name: str, reference: str) -> None:
+    """ID[:JSON-KEY[:STAGE[:VERSION]]], where the ID may be an ARN, of seven parts itself (CodeBuild: build-spec-ref)."""
+    parts = reference.split(":")
+    secret, rest = (parts[:7], parts[7:]) if parts[0] == "arn" else (parts[:1], parts[1:])
+    hint = "write ID, ID:JSON-KEY, ID:JSON-KEY:STAGE or ID:JSON-KEY::VERSION"
+    if reference and not secret[-1]:
+        reader.problem(node, "bad-name", f"{name} in secrets-manager names no secret before its ':'", hint)
+    elif len(rest) > 3:
+        reader.problem(node, "bad-name", f"{name} in secrets-manager has {len(rest) + 1} parts", hint)
+    elif len(rest) == 3 and rest[1] and rest[2]:
+        reader.warn(node, f"{name} in secrets-manager has a stage and a version; they must be of the same value")
 
 
 def _user(reader: Reader, node: Node | None) -> str | None:
@@ -346,18 +382,18 @@ def _on_failure(reader: Reader, node: Node | None) -> OnFailure | None:
     text = reader.text(node, "on-failure")
     if node is None or text is None:
         return None
-    word, _, rest = text.strip().partition("-")
+    word, dash, rest = text.strip().partition("-")
     action = word.upper()
-    if action in ("ABORT", "CONTINUE") and not rest:
+    if action in ("ABORT", "CONTINUE") and not dash:
         return OnFailure(action=action)
-    if action != "RETRY":
+    if action != "RETRY" or (dash and not rest):
         hint = "write ABORT, CONTINUE, RETRY, RETRY-3 or RETRY-3-REGEX"
         reader.problem(node, "unknown-value", f"on-failure {text[:80]!r} is not known", hint)
         return None
     found = re.fullmatch(r"([0-9]+)(?:-(.*))?", rest, re.DOTALL)
     count, pattern = (int(found[1][:9]), found[2] or ".*") if found else (3, rest or ".*")
     if count > MAX_RETRIES:
-        reader.problem(node, "too-large", f"on-failure retries {count} times", f"at most {MAX_RETRIES}")
+        reader.problem(node, "too-large", f"on-failure retries {rest.split('-')[0]} times", f"at most {MAX_RETRIES}")
     try:
         re2.compile(pattern, _quiet())
     except re2.error as error:
@@ -410,7 +446,7 @@ def _artifacts(reader: Reader, node: Node | None, what: str, kind: str = "artifa
             one = _artifacts(reader, value, f"secondary-artifacts.{name}", "secondary artifact")
             if one is not None:
                 secondary[name] = one
-    files = reader.list_of(entries.get("files"), "files", globs=True)
+    files = reader.list_of(entries.get("files"), "files", reader.check_glob)
     if not files and secondary:
         reader.warn(node, "artifacts has no 'files'; CodeBuild asks for it even where there are secondary artifacts only")
     elif not files and ("files" in entries or reader.lacks(node, "files")):
@@ -421,7 +457,7 @@ def _artifacts(reader: Reader, node: Node | None, what: str, kind: str = "artifa
         name=reader.text(entries.get("name"), "name"),
         discard_paths=reader.flag(entries.get("discard-paths"), "discard-paths"),
         base_directory=_base(reader, entries.get("base-directory")),
-        exclude_paths=tuple(reader.list_of(entries.get("exclude-paths"), "exclude-paths", globs=True)),
+        exclude_paths=tuple(reader.list_of(entries.get("exclude-paths"), "exclude-paths", reader.check_glob)),
         enable_symlinks=reader.flag(entries.get("enable-symlinks"), "enable-symlinks"),
         s3_prefix=reader.text(entries.get("s3-prefix"), "s3-prefix"),
         secondary=secondary,
@@ -430,9 +466,8 @@ def _artifacts(reader: Reader, node: Node | None, what: str, kind: str = "artifa
 
 def _base(reader: Reader, node: Node | None) -> str | None:
     text = reader.text(node, "base-directory")
-    if node is not None and text is not None and ".." in text.split("/"):
-        what = f"the base-directory {text!r} leaves the source folder"
-        reader.problem(node, "bad-pattern", what, "use a folder below it, or an absolute path")
+    if node is not None and text is not None:
+        reader.check_glob(node, text)
     return text
 
 
@@ -440,35 +475,34 @@ def _cache(reader: Reader, node: Node | None) -> CacheSpec | None:
     if reader.is_absent(node, "cache") or node is None:
         return None
     entries = reader.section(node, "cache")
-    paths = reader.list_of(entries.get("paths"), "paths", globs=True)
+    paths = reader.list_of(entries.get("paths"), "paths", partial(_check_cached, reader))
     if not paths and "paths" in entries:
         reader.problem(
             entries["paths"], "missing-value", "cache has no 'paths'", "list what to cache, as '- node_modules/**/*' in quotes"
         )
-    for path in paths:
-        top = path.split("*")[0].rstrip("/") or "/"
-        if path.startswith("/") and (top in _NOT_CACHED or top.startswith(tuple(f"{one}/" for one in _NOT_CACHED[1:]))):
-            reader.problem(
-                entries["paths"], "bad-pattern", f"no cache can hold {path}", "name folders of tools, as /root/.m2/**/*"
-            )
-    fallbacks = reader.list_of(entries.get("fallback-keys"), "fallback-keys")
+    fallbacks = reader.list_of(entries.get("fallback-keys"), "fallback-keys", partial(_check_key, reader))
     if len(fallbacks) > 5:
         reader.problem(entries["fallback-keys"], "too-large", f"cache has {len(fallbacks)} fallback-keys", "at most 5")
     key = reader.text(entries.get("key"), "key")
     if key is not None:
         _check_key(reader, entries["key"], key)
-    for fallback in fallbacks:
-        _check_key(reader, entries["fallback-keys"], fallback)
     if fallbacks and "key" not in entries:
         reader.warn(entries["fallback-keys"], "fallback-keys have no effect without 'key'")
-    return CacheSpec(
-        paths=tuple(paths), key=key, fallback_keys=tuple(fallbacks), action=reader.text(entries.get("action"), "action")
-    )
+    action = _lower(reader.text(entries.get("action"), "action"))
+    return CacheSpec(paths=tuple(paths), key=key, fallback_keys=tuple(fallbacks), action=action)
+
+
+def _check_cached(reader: Reader, node: Node, path: str) -> None:
+    reader.check_glob(node, path)
+    top = next((name for name in path.split("/") if name not in ("", ".")), "**")
+    if path.startswith("/") and any(matches(top, name) for name in _NOT_CACHED):
+        hint = "name folders of tools, as /root/.m2/**/*"
+        reader.problem(node, "bad-pattern", f"no cache can hold {path}: it is, or holds, what belongs to the system", hint)
 
 
 def _check_key(reader: Reader, node: Node, key: str) -> None:
     """What can be said of a cache key before the shell has made it out."""
-    if not key.strip() or len(key.encode()) > 512 or ".." in key.split("/") or "\n" in key.strip("\n"):
+    if not key.strip() or len(key.encode()) > 512 or ".." in key.split("/") or any(ord(char) < 32 for char in key.rstrip("\n")):
         hint = "write one line of 1 to 512 bytes, as deps-$(codebuild-hash-files package-lock.json)"
         reader.problem(node, "bad-name", f"{key[:80]!r} is no cache key", hint)
 
@@ -483,7 +517,7 @@ def _reports(reader: Reader, node: Node | None) -> dict[str, ReportSpec]:
             reader.problem(value, "missing-value", f"report group {name} is empty", hint)
             continue
         entries = reader.section(value, "report group", f"report group {name}")
-        files = reader.list_of(entries.get("files"), "files", globs=True)
+        files = reader.list_of(entries.get("files"), "files", reader.check_glob)
         if not files and "files" in entries:
             reader.problem(
                 entries["files"],

@@ -4,13 +4,23 @@ It is for editors, which complete and check while one types. What a schema canno
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from buildenv.speckeys import SECTIONS, Key
+from buildenv.speckeys import NO, SECTIONS, YES, Key
+
+
+def _any_case(word: str) -> str:
+    return "".join(f"[{char.upper()}{char}]" if char.isalpha() else char for char in word)
+
+
+def _words(words: Iterable[str]) -> str:
+    return f"^({'|'.join(_any_case(word) for word in words)})$"
+
 
 _SCALAR: dict[str, Any] = {"type": ["string", "number", "boolean", "null"]}
 _LIST: dict[str, Any] = {"type": ["array", "string", "number", "boolean", "null"], "items": _SCALAR}
-_FLAG: dict[str, Any] = {"anyOf": [{"type": ["boolean", "null"]}, {"enum": ["yes", "no", "true", "false", "on", "off"]}]}
+_FLAG: dict[str, Any] = {"anyOf": [{"type": ["boolean", "null"]}, {"type": "string", "pattern": _words(sorted(YES | NO))}]}
 _PLAIN: dict[str, dict[str, Any]] = {
     "text": _SCALAR,
     "flag": _FLAG,
@@ -20,7 +30,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "texts by name": {"type": ["object", "null"], "additionalProperties": _SCALAR},
     "lists by name": {"type": ["object", "null"], "additionalProperties": _LIST},
 }
-_ON_FAILURE = r"^([Aa][Bb][Oo][Rr][Tt]|[Cc][Oo][Nn][Tt][Ii][Nn][Uu][Ee]|[Rr][Ee][Tt][Rr][Yy](-.*)?)$"
+_ON_FAILURE = f"^({_any_case('abort')}|{_any_case('continue')}|{_any_case('retry')}(-.+)?)$"
 
 
 def schema() -> dict[str, Any]:
@@ -55,7 +65,7 @@ def _key(name: str, key: Key) -> dict[str, Any]:
     if key.values:
         return {
             "anyOf": [
-                {"type": "string", "pattern": f"^({'|'.join(_any_case(value) for value in key.values)})$"},
+                {"type": "string", "pattern": _words(key.values)},
                 {"type": "null"},
             ]
         }
@@ -63,14 +73,10 @@ def _key(name: str, key: Key) -> dict[str, Any]:
         return _PLAIN[key.kind]
     inner = {"$ref": f"#/$defs/{key.section.replace(' ', '%20')}"}
     if key.kind == "sections by name":
-        return {"type": ["object", "null"], "additionalProperties": inner}
+        return {"type": ["object", "null"], "additionalProperties": {"anyOf": [inner, {"type": "null"}]}}
     if key.kind == "list of sections":
         return {"type": "array", "items": inner, "minItems": 1}
     return {"anyOf": [inner, {"type": "null"}]}
-
-
-def _any_case(word: str) -> str:
-    return "".join(f"[{char.upper()}{char}]" if char.isalpha() else char for char in word)
 
 
 def page() -> str:

@@ -38,7 +38,8 @@ FORMATS: Final = (
     *("CLOVERXML", "COBERTURAXML", "JACOCOXML", "SIMPLECOV"),
 )
 SHELLS: Final = ("bash", "/bin/bash", "sh", "/bin/sh")
-ON_FAILURE: Final = r"(?i)abort|continue|retry(-.*)?"
+YES: Final = frozenset({"yes", "true", "on", "y"})
+NO: Final = frozenset({"no", "false", "off", "n"})
 
 
 def _key(kind: Kind, says: str, section: str = "", values: tuple[str, ...] = (), *, needed: bool = False) -> Key:

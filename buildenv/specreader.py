@@ -3,17 +3,15 @@
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from buildenv import yamltree
-from buildenv.speckeys import SECTIONS
+from buildenv import globs, yamltree
+from buildenv.speckeys import NO, SECTIONS, YES
 from buildenv.yamltree import Node, Place, place
 from millrace.errors import SpecProblem
 from millrace.project import ENV_NAME, MAX_ENV_TOTAL_BYTES, MAX_ENV_VALUE_BYTES
 
-_YES: Final = frozenset({"yes", "true", "on", "y"})
-_NO: Final = frozenset({"no", "false", "off", "n"})
 RULES: Final = {
     "yaml": "the file is no YAML that is read: syntax, encoding, size or nesting",
     "unknown-key": "a key that the language does not have there",
@@ -35,7 +33,15 @@ RULES: Final = {
     "direction-marks": "a warning: characters that make a command look like another",
 }
 """The stable names of what is found; a test looks that each is used."""
+MAX_FOUND: Final = 100
+"""So many problems of a file are told, and so many warnings."""
+MAX_GLOB_CHARS: Final = 4096
+_MOST_CHARS: Final = 600
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_]{1,127}")
+
+
+class EnoughFound(Exception):
+    """`MAX_FOUND` problems are there; reading on would not help."""
 
 
 class Reader:
@@ -58,7 +64,7 @@ class Reader:
             wanted = known[name].values
             if wanted and isinstance(value, yamltree.Scalar) and not is_null(value) and value.value.lower() not in wanted:
                 shown = [word.upper() if kind == "report group" else word for word in wanted]
-                hint = _close(value.value.lower(), wanted) if kind != "report group" else _close(value.value.upper(), shown)
+                hint = did_you_mean(value.value.upper() if kind == "report group" else value.value.lower(), shown)
                 self.problem(value, "unknown-value", f"{name} {value.value!r} is not known", hint or f"one of {', '.join(shown)}")
         return found
 
@@ -94,18 +100,18 @@ class Reader:
 
     def _pairs(self, node: yamltree.Mapping, what: str) -> list[tuple[Node, Node]]:
         """The pairs of a mapping, with those of a merge key `<<` behind its own, where they are not overridden."""
-        pairs: list[tuple[Node, Node]] = [pair for pair in node.value if pair[0].value != "<<"]
+        pairs: list[tuple[Node, Node]] = [pair for pair in node.value if not _is_merge(pair[0])]
         own = {key.value for key, _ in pairs if isinstance(key, yamltree.Scalar)}
         for key, value in node.value:
-            if key.value != "<<":
+            if not _is_merge(key):
                 continue
             for source in value.value if isinstance(value, yamltree.Sequence) else [value]:
                 if not isinstance(source, yamltree.Mapping):
                     what_is = f"'<<' in {what} merges something that is no mapping"
                     self.problem(key, "wrong-kind", what_is, "write '<<: *name-of-an-anchor'")
                     continue
-                for inner, inherited in source.value:
-                    if isinstance(inner, yamltree.Scalar) and inner.value not in own and inner.value != "<<":
+                for inner, inherited in self._pairs(source, what):
+                    if isinstance(inner, yamltree.Scalar) and inner.value not in own:
                         own.add(inner.value)
                         pairs.append((inner, inherited))
         return pairs
@@ -116,7 +122,7 @@ class Reader:
 
     def lacks(self, node: Node | None, name: str) -> bool:
         """True where this is a mapping in which `name` is neither there nor misspelt, so that it is worth saying."""
-        misspelt = any(name in _close(unknown, [name]) for unknown in self._unknown.get(id(node), []))
+        misspelt = any(did_you_mean(unknown, [name]) for unknown in self._unknown.get(id(node), []))
         return isinstance(node, yamltree.Mapping) and (id(node), name) not in self._names and not misspelt
 
     def is_absent(self, node: Node | None, what: str) -> bool:
@@ -134,8 +140,8 @@ class Reader:
             return None
         return str(node.value)
 
-    def list_of(self, node: Node | None, what: str, *, globs: bool = False) -> list[str]:
-        """A list of plain values; one value by itself is taken as a list of one."""
+    def list_of(self, node: Node | None, what: str, check: Callable[[Node, str], None] | None = None) -> list[str]:
+        """A list of plain values, each looked at by `check`; one value by itself is taken as a list of one."""
         if node is None or is_null(node):
             return []
         if isinstance(node, yamltree.Scalar):
@@ -153,12 +159,16 @@ class Reader:
                 if is_null(item):
                     self.warn(item, f"{what}[{number}] is empty, and is left out")
                 continue
-            if globs:
-                self._check_glob(item, text)
+            if check is not None:
+                check(item, text)
             texts.append(text)
         return texts
 
-    def _check_glob(self, node: Node, pattern: str) -> None:
+    def check_glob(self, node: Node, pattern: str) -> None:
+        """Note a path pattern that can match nothing, or what it must not."""
+        if not pattern or len(pattern) > MAX_GLOB_CHARS:
+            what = f"a pattern has {len(pattern)} characters" if pattern else "a pattern is empty"
+            self.problem(node, "bad-pattern", what, "write a path, as dist/* or **/* in quotes")
         if ".." in pattern.split("/"):
             self.problem(
                 node,
@@ -166,7 +176,7 @@ class Reader:
                 f"the pattern {pattern!r} leaves the source folder",
                 "use paths below it, or an absolute path",
             )
-        if pattern.count("[") != pattern.count("]"):
+        if any(_has_open_bracket(name) for name in pattern.split("/")):
             self.problem(
                 node, "bad-pattern", f"the pattern {pattern!r} has a bracket that is not closed", "write [[] for a bracket itself"
             )
@@ -176,9 +186,9 @@ class Reader:
         text = self.text(node, what)
         if node is None or text is None:
             return False
-        if text.lower() not in _YES | _NO:
+        if text.lower() not in YES | NO:
             self.problem(node, "unknown-value", f"{what} is {text!r}", "write yes or no")
-        return text.lower() in _YES
+        return text.lower() in YES
 
     def variables(self, node: Node | None, what: str, *, references: bool = False) -> dict[str, str]:
         """Plain values by the names of variables. A reference to a secret is never empty."""
@@ -194,10 +204,14 @@ class Reader:
             if references and not text:
                 self.problem(value, "missing-value", f"{name} in {what} names no secret", "write the name of one, or remove it")
             values[name] = text or ""
-        if sum(len(name) + len(text.encode()) for name, text in values.items()) > MAX_ENV_TOTAL_BYTES:
+        self.check_total(node, what, values)
+        return values
+
+    def check_total(self, node: Node, what: str, values: Mapping[str, str]) -> None:
+        """Note variables that together are more than a process can be given."""
+        if sum(len(name.encode()) + len(text.encode()) for name, text in values.items()) > MAX_ENV_TOTAL_BYTES:
             most = MAX_ENV_TOTAL_BYTES // 1024
             self.problem(node, "too-large", f"{what} together have more than {most} KiB", "put large values into files")
-        return values
 
     def check_name(self, node: Node, name: str) -> None:
         """Note a name that no variable can have, or that is the farm's."""
@@ -212,10 +226,13 @@ class Reader:
     def problem(self, node: Node | None, rule: str, what: str, hint: str = "") -> None:
         """Something is wrong at `node`."""
         self.problems.append(_at(place(node) if node is not None else Place(line=1, column=1), rule, what, hint))
+        if len(self.problems) >= MAX_FOUND:
+            raise EnoughFound
 
     def warn(self, node: Node, what: str, rule: str = "assumed") -> None:
         """Something was assumed at `node`."""
-        self.warnings.append(_at(place(node), rule, what, ""))
+        if len(self.warnings) < MAX_FOUND:
+            self.warnings.append(_at(place(node), rule, what, ""))
 
 
 def is_null(node: Node) -> bool:
@@ -243,14 +260,37 @@ def _where(name: str, what: str, known: list[str]) -> str:
         return f"phase {name} belongs below 'phases:'"
     if what in ("the buildspec", "phases") and name in SECTIONS["phase"]:
         return f"{name} belongs into a phase, as 'build:', below 'phases:'"
-    return _close(name, known) or f"known: {', '.join(known)}"
+    return did_you_mean(name, known) or f"known: {', '.join(known)}"
 
 
 def _at(where: Place, rule: str, what: str, hint: str) -> SpecProblem:
-    return SpecProblem(line=where.line, column=where.column, what=what, hint=hint, rule=rule)
+    return SpecProblem(line=where.line, column=where.column, what=shown(what), hint=shown(hint), rule=rule)
 
 
-def _close(name: str, known: Iterable[str]) -> str:
+def shown(text: str) -> str:
+    """`text` on one line that is not too long, with what cannot be seen as an escape: it may hold words of the file."""
+    if len(text) > _MOST_CHARS:
+        text = f"{text[: _MOST_CHARS // 2]} ... {text[-_MOST_CHARS // 2 :]}"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _is_merge(key: Node) -> bool:
+    return isinstance(key, yamltree.Scalar) and key.tag == "tag:yaml.org,2002:merge"
+
+
+def _has_open_bracket(name: str) -> bool:
+    """True where a `[` of a pattern's component has no `]`, as `globs` reads them."""
+    at = name.find("[")
+    while at >= 0:
+        end = globs.closing(name, at)
+        if end < 0:
+            return True
+        at = name.find("[", end + 1)
+    return False
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that names the known word most like `name`, or "" where none is like it."""
     for spelling in (name.replace("_", "-"), name, name.lower()):
         if found := difflib.get_close_matches(spelling, list(known), n=1):
             return f"did you mean {found[0]}?"

@@ -4,6 +4,7 @@ The limits are looked at in the event stream, before any tree is made: aliases c
 """
 
 import codecs
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +16,9 @@ MAX_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 32
 MAX_NODES: Final = 20_000
 MAX_ALIASES: Final = 64
+_TAGS: Final = frozenset({"!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool"))})
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+_JSON_PAIR: Final = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Node = yaml.Node
@@ -61,22 +65,34 @@ def compose(text: str) -> Node | None:
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
         raise Unreadable(1, 1, f"the file has more than {MAX_BYTES // 1024} KiB", "move long scripts into files of their own")
-    for number, line in enumerate(text.split("\n"), 1):
-        for column, char in enumerate(line, 1):
-            if (ord(char) < 32 and char != "\t") or ord(char) == 127 or 0xD800 <= ord(char) <= 0xDFFF:
-                raise Unreadable(number, column, f"the control character U+{ord(char):04X} cannot stand in a file", "remove it")
+    if found := _CONTROL.search(text):
+        line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
+        raise Unreadable(line, column, f"the control character U+{ord(found[0]):04X} cannot stand in a file", "remove it")
+    if text.lstrip().startswith("{"):
+        text = _JSON_PAIR.sub(_joined, text)
     try:
         _look_over(text)
         root: Node | None = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         raise _unreadable(error) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Unreadable(1, 1, f"the file cannot be read as YAML: {error}") from error
+        raise Unreadable(
+            1, 1, f"the file cannot be read as YAML: {' '.join(str(error).split())[:300]}", "write it anew, as UTF-8"
+        ) from error
     return root
 
 
+def _joined(found: re.Match[str]) -> str:
+    """A character that JSON writes as two escapes, which YAML does not know; other escapes stay."""
+    if found[1] is None:
+        return found[0]
+    return chr(0x10000 + ((int(found[1], 16) & 0x3FF) << 10) + (int(found[2], 16) & 0x3FF))
+
+
 def _look_over(text: str) -> None:
-    depth = nodes = aliases = documents = 0
+    depth = deepest = nodes = aliases = documents = 0
+    begun: list[tuple[str | None, int, int]] = []  # of each open collection its anchor, and `nodes` and `deepest` before it
+    known: dict[str, tuple[int, int]] = {}  # of each anchor the number of entries and the levels below it
     for event in yaml.parse(text, Loader=_LOADER):
         mark = event.start_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -87,20 +103,39 @@ def _look_over(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
             if aliases > MAX_ALIASES:
-                raise Unreadable(line, column, f"the file has more than {MAX_ALIASES} aliases")
+                raise Unreadable(line, column, f"the file has more than {MAX_ALIASES} aliases", "write the values out")
+            name = event.anchor or ""
+            if name not in known and any(anchor == name for anchor, *_ in begun):
+                raise Unreadable(line, column, f"the alias *{name} stands inside what it repeats", "write it out")
+            size, height = known.get(name, (1, 0))
+            nodes, deepest = nodes + size, max(deepest, depth + height)
         elif isinstance(event, yaml.NodeEvent):
             nodes += 1
-            if nodes > MAX_NODES:
-                raise Unreadable(line, column, f"the file has more than {MAX_NODES} entries")
             tag = getattr(event, "tag", None)
-            if tag is not None and tag != "!":
+            if tag is not None and tag not in _TAGS:
                 raise Unreadable(line, column, f"the tag {tag} is not taken", "write the plain value")
+            if isinstance(event, yaml.ScalarEvent) and "\0" in event.value:
+                raise Unreadable(
+                    line, column, "the value has a NUL character, which no command and no variable can hold", "remove it"
+                )
+            if event.anchor is not None:
+                known.pop(event.anchor, None)
+                if isinstance(event, yaml.ScalarEvent):
+                    known[event.anchor] = (1, 0)
         if isinstance(event, yaml.CollectionStartEvent):
+            begun.append((event.anchor, nodes - 1, deepest))
             depth += 1
-            if depth > MAX_DEPTH:
-                raise Unreadable(line, column, f"the file is nested deeper than {MAX_DEPTH} levels")
+            deepest = depth
         elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before, deepest_before = begun.pop()
             depth -= 1
+            if anchor is not None:
+                known[anchor] = (nodes - before, deepest - depth)
+            deepest = max(deepest, deepest_before)
+        if nodes > MAX_NODES:
+            raise Unreadable(line, column, f"the file has more than {MAX_NODES} entries, aliases spelt out", "write less of it")
+        if deepest > MAX_DEPTH:
+            raise Unreadable(line, column, f"the file is nested deeper than {MAX_DEPTH} levels", "no buildspec needs that")
 
 
 def _unreadable(error: yaml.MarkedYAMLError) -> Unreadable:
@@ -109,11 +144,15 @@ def _unreadable(error: yaml.MarkedYAMLError) -> Unreadable:
     what = error.problem or error.context or "cannot be read"
     if error.context and error.problem:
         what = f"{error.problem}, {error.context}"
-    hint = ""
+    hint = "look at the quotes, brackets and indentation, here or just above"
     if "\\t" in what or "cannot start any token" in what:
         hint = "indent with spaces, not tabs; quote values that begin with @, ` or %"
     elif "mapping values are not allowed" in what:
         hint = "quote the value: it holds a colon and a space"
     elif "could not find expected ':'" in what or "did not find expected key" in what:
         hint = "look at the indentation and at quotes that are not closed, here or just above"
+    elif "undefined alias" in what:
+        hint = "quote a value that begins with *, or define the anchor above"
+    elif "escape c" in what:
+        hint = "write one of YAML's escapes, or the text in single quotes"
     return Unreadable(line, column, what, hint)

@@ -186,17 +186,18 @@ class SpecProblem:
 
 
 class BadBuildspec(BuildProblem):
-    """The buildspec is wrong; `problems` lists everything that is, in the order of the file."""
+    """The buildspec is wrong; `problems` lists everything that is, in the order of the file, `warnings` what is only odd."""
 
     code = "bad_buildspec"
     status = 422
 
-    def __init__(self, where: str, problems: Sequence[SpecProblem]) -> None:
+    def __init__(self, where: str, problems: Sequence[SpecProblem], *, warnings: Sequence[SpecProblem] = ()) -> None:
         lines = "\n".join(f"  {problem}" for problem in problems)
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         super().__init__(f"{where} has {count}:\n{lines}", reason=Reason.BAD_BUILDSPEC, status_code="YAML_FILE_ERROR")
         self.where = where
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
 
 
 class InfraProblem(MillraceError):

@@ -194,6 +194,47 @@ def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
     ]
 
 
+def test_merged_mappings_may_merge_others() -> None:
+    spec = parse(
+        "version: 0.2\nphases:\n  install: &a {commands: [x]}\n"
+        "  pre_build: &b\n    <<: *a\n    finally: [y]\n  build:\n    <<: *b\n"
+    )
+    build = spec.phases[PhaseType.BUILD]
+    assert ([c.text for c in build.commands], [c.text for c in build.finally_]) == (["x"], ["y"])
+
+
+def test_words_that_are_compared_are_given_in_lower_case() -> None:
+    spec = parse(MINIMAL + "env: {shell: BASH}\ncache: {action: Save, paths: [a]}\n")
+    assert spec.cache is not None
+    assert (spec.env.shell, spec.cache.action) == ("bash", "save")
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("a:b:c:d:e", "has 5 parts"),
+        ("arn:aws:secretsmanager:eu-west-1:123456789012:secret:x-AbCdEf:b:c:d:e", "has 5 parts"),
+        (":key", "names no secret before its ':'"),
+    ],
+)
+def test_a_wrong_reference_is_said(reference: str, expected: str) -> None:
+    assert expected in problems(MINIMAL + f"env: {{secrets-manager: {{S: '{reference}'}}}}\n")[0]
+
+
+@pytest.mark.parametrize(
+    "reference", ["a", "a:b", "a:::id", "a::stage", "arn:aws:secretsmanager:eu-west-1:1:secret:x-AbCdEf:b::id"]
+)
+def test_a_right_reference_is_taken(reference: str) -> None:
+    assert warnings(MINIMAL + f"env: {{secrets-manager: {{S: '{reference}'}}}}\n") == []
+
+
+def test_no_more_is_told_than_can_be_read() -> None:
+    with pytest.raises(BadBuildspec) as caught:
+        parse(MINIMAL + "".join(f"key{number}: 1\n" for number in range(9000)))
+    assert len(caught.value.problems) == 100
+    assert len(parse(MINIMAL + "      -\n" * 9000).warnings) == 100
+
+
 def test_an_alias_bomb_is_refused_quickly() -> None:
     bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
     for above, name in zip("abcdefgh", "bcdefghi", strict=True):
