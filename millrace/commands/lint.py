@@ -1,13 +1,16 @@
 """The verb lint: what is wrong with buildspecs, for people, programs and code scanners. Needs no farm."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import click
+from rich.cells import cell_len
 from rich.text import Text
 
 from buildenv.buildspec import parse
@@ -18,6 +21,8 @@ from millrace.errors import BadBuildspec, SpecProblem
 
 _SARIF: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 _MOST_BYTES: Final = 1024 * 1024
+_LINE_END: Final = re.compile("\r\n|[\n\x85\u2028\u2029]")
+"""What ends a line for YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +73,11 @@ def _look(name: str) -> Looked:
         path = path / "buildspec.yml" if path.is_dir() else path
         with open(path, "rb") as file:
             data, shown = file.read(_MOST_BYTES), str(path)
-    lines = data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").split("\n")
+    lines = _LINE_END.split(data.decode("utf-8-sig", errors="replace"))
     try:
         spec = parse(data, where=shown)
     except BadBuildspec as bad:
-        return Looked(name=shown, lines=lines, problems=bad.problems, warnings=())
+        return Looked(name=shown, lines=lines, problems=bad.problems, warnings=bad.warnings)
     return Looked(name=shown, lines=lines, problems=(), warnings=spec.warnings)
 
 
@@ -100,8 +105,9 @@ def _show_one(name: str, one: Looked, problem: SpecProblem, kind: str, colour: s
         source = one.lines[problem.line - 1].replace("\t", " ")
         begin = max(0, problem.column - 60)
         number = f"{problem.line:>5} | "
-        console.print(Text(number + harmless(source[begin : begin + 100], colours=False)), soft_wrap=True)
-        console.print(Text(" " * (len(number) + problem.column - 1 - begin) + "^", style=colour), soft_wrap=True)
+        before = harmless(source[begin : problem.column - 1], colours=False)
+        console.print(Text(number + before + harmless(source[problem.column - 1 : begin + 100], colours=False)), soft_wrap=True)
+        console.print(Text(" " * (len(number) + cell_len(before)) + "^", style=colour), soft_wrap=True)
     if problem.hint:
         console.print(Text(f"        {harmless(problem.hint, colours=False)}"), soft_wrap=True)
 
@@ -123,7 +129,7 @@ def sarif(found: Sequence[Looked]) -> dict[str, Any]:
             "locations": [
                 {
                     "physicalLocation": {
-                        "artifactLocation": {"uri": Path(one.name).as_posix()},
+                        "artifactLocation": {"uri": _uri(one.name)},
                         "region": {"startLine": problem.line, "startColumn": problem.column},
                     }
                 }
@@ -135,4 +141,10 @@ def sarif(found: Sequence[Looked]) -> dict[str, Any]:
     ]
     rules = [{"id": rule, "shortDescription": {"text": says}} for rule, says in RULES.items()]
     driver = {"name": "millrace lint", "semanticVersion": __version__, "rules": rules}
-    return {"$schema": _SARIF, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    return {"$schema": _SARIF, "version": "2.1.0", "runs": [run]}
+
+
+def _uri(name: str) -> str:
+    path = Path(name)
+    return path.as_uri() if path.is_absolute() else quote(path.as_posix())

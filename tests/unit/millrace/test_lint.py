@@ -90,6 +90,33 @@ def test_sarif_has_what_its_standard_asks_for(folder: Path) -> None:
     assert {result["level"] for result in run["results"]} == {"error", "warning"}
 
 
+def test_warnings_are_shown_beside_problems(folder: Path) -> None:
+    result = ran("-", text=WARNS + "env: {shell: fish}\n")
+    assert "2 problems" not in result.output
+    assert "stdin:6:10: warning: files is one text" in result.output
+    assert "stdin:7:14: error: shell 'fish' is not known" in result.output
+
+
+def test_the_caret_stands_below_wide_letters_and_far_out() -> None:
+    lines = ran("-", text=GOOD + "env: {variables: {A: 構建, B-C: 1}}\n").output.splitlines()
+    assert lines[1:3] == ["    5 | env: {variables: {A: 構建, B-C: 1}}", " " * 35 + "^"]
+    lines = ran("-", text=GOOD + "env: {variables: {A: " + "x" * 300 + ", B-C: 1}}\n").output.splitlines()
+    assert lines[1][lines[2].index("^") :].startswith("B-C: 1}}")
+
+
+def test_every_line_end_of_yaml_counts() -> None:
+    output = ran("-", text="version: 0.2\n# a\u2028phase: {}\nphases: {build: {commands: [a]}}\n").output
+    assert "    3 | phase: {}\n        ^" in output
+
+
+def test_places_in_sarif_are_addresses(tmp_path: Path) -> None:
+    (tmp_path / "ä b#.yml").write_text(BAD)
+    (run,) = json.loads(ran("--sarif", str(tmp_path / "ä b#.yml")).output)["runs"]
+    uri = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert uri.startswith("file:///") and uri.endswith("/%C3%A4%20b%23.yml")
+    assert run["columnKind"] == "unicodeCodePoints"
+
+
 def test_a_hostile_file_shows_no_control_characters() -> None:
     result = ran("-", text="version: 0.2\n\x1b]0;owned\x07: x\n")
     assert result.return_value == 1
