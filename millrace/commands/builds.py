@@ -195,7 +195,9 @@ def _follow(session: Session, client: Client, build_id: str, keep_in: Path | Non
             printer.feed(str(event.data["text"]))
         elif event.kind == "attempt":
             printer.end()
-            errors.print(f"[yellow]attempt {event.data['attempt']} begins: the one before was lost, handed back, or is retried[/]")
+            errors.print(
+                f"[yellow]attempt {event.data['attempt']} begins: the one before was lost, handed back, or is retried[/]"
+            )
     printer.end()
     build = client.get(build_path(build_id))
     if summary:
