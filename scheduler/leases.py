@@ -14,10 +14,10 @@ from millrace.ids import new_secret
 from millrace.log import get_logger
 from millrace.project import BuildSettings
 from millrace.settings import Settings
-from millrace.vocabulary import BuildState, Reason, Verdict
+from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
 from scheduler.db import Database, now_ms
-from scheduler.lifecycle import apply, end_attempt, give_back, held, phase_retries
-from scheduler.models import Attempt, Build, Project, Worker
+from scheduler.lifecycle import apply, end_attempt, give_back, held, phase_retries, time_out
+from scheduler.models import Attempt, Build, Phase, Project, Worker
 from scheduler.states import HELD, BuildEvent
 
 log = get_logger(__name__)
@@ -94,6 +94,16 @@ def _take(session: Session, build: Build, worker_id: str, settings: Settings) ->
     session.add(
         Attempt(build_id=build.id, attempt_no=build.attempt_no, worker_id=worker_id, token_hash=hash_token(token), claimed_ms=now)
     )
+    # Until the worker tells of it, so that a claimed build has a phase that runs, and one that is lost a phase that failed.
+    session.add(
+        Phase(
+            build_id=build.id,
+            attempt_no=build.attempt_no,
+            phase_type=PhaseType.PROVISIONING.value,
+            started_ms=now,
+            contexts=[],
+        )
+    )
     session.flush()
     try:
         wanted = BuildSettings.model_validate(build.settings)
@@ -105,7 +115,9 @@ def _take(session: Session, build: Build, worker_id: str, settings: Settings) ->
     build.lease_owner = worker_id
     build.lease_expires_ms = now + int(settings.lease_ttl_s * 1000)
     build.first_claimed_ms = build.first_claimed_ms or now
-    build.deadline_ms = now + wanted.timeout_in_minutes * 60_000
+    retries, spent_ms = phase_retries(session, build)
+    left_ms = max(wanted.timeout_in_minutes * 60_000 - spent_ms, 0)
+    build.deadline_ms = now + left_ms
     build.resolved_source_version = None
     build.marks = {"accepted": build.submitted_ms, "claimed": now}
     session.flush()
@@ -118,11 +130,11 @@ def _take(session: Session, build: Build, worker_id: str, settings: Settings) ->
         lease_ttl_s=settings.lease_ttl_s,
         renew_every_s=settings.renew_every_s,
         self_fence_s=settings.self_fence_s,
-        deadline_in_s=wanted.timeout_in_minutes * 60,
+        deadline_in_s=left_ms / 1000,
         submitted_at_ms=build.submitted_ms,
         initiator=build.initiator,
         region=settings.region,
-        retries=phase_retries(session, build),
+        retries=retries,
         build_url=f"{settings.api}/v1/builds/{build.id}",
         settings=wanted,
     )
@@ -208,9 +220,7 @@ def _overdue(session: Session, build: Build) -> None:
     if build.cancel_requested_ms is not None:
         apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped on request")
         return
-    if build.state != BuildState.FINALIZING:
-        apply(session, build, BuildEvent.FINALIZING)
-    apply(session, build, BuildEvent.TIMED_OUT, reason=Reason.TIMEOUT, message=message)
+    time_out(session, build, message)
 
 
 def _end_each(db: Database, due: sa.ColumnElement[bool], end: Callable[[Session, Build], object]) -> list[str]:

@@ -34,6 +34,7 @@ _NEVER_AGAIN: Final = frozenset({Reason.BUG})
 MAX_PHASE_RETRIES: Final = 100
 """CodeBuild's own limit of `on-failure: RETRY-n`; the worker keeps to the count of the buildspec."""
 _RETRIED: Final = frozenset({BuildState.FAILED, BuildState.TIMED_OUT, BuildState.FAULT})
+_CONTEXTS: Final = {StatusType.TIMED_OUT: {"statusCode": "BUILD_TIMED_OUT", "message": "Build has timed out. "}}
 _FREE_RETURNS: Final = 20
 """So many attempts of one build may end uncharged; then they count, as a build that never ends is worse than one that faults."""
 _OURS: Final = frozenset(reason for reason in Reason if reason.startswith(("infra.", "internal.")))
@@ -73,7 +74,7 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
         values |= {"attempt_no": build.attempt_no + 1}
     elif event is BuildEvent.REQUEUED:  # it waits anew, and so has its whole queue time-out again
         waits_ms = int(build.settings["queuedTimeoutInMinutes"]) * 60_000
-        values |= {"lease_owner": None, "lease_expires_ms": None, "queue_deadline_ms": at_ms + waits_ms}
+        values |= {"lease_owner": None, "lease_expires_ms": None, "deadline_ms": None, "queue_deadline_ms": at_ms + waits_ms}
         if reason is not Reason.PHASE_RETRY:  # that one was asked for, and keeps its place
             values |= {"queued_ms": at_ms}
     moved = session.execute(
@@ -155,7 +156,9 @@ def end_attempt(session: Session, build: Build, verdict: Verdict, reason: Reason
     at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
     attempt.ended_ms, attempt.verdict, attempt.reason, attempt.message = at_ms, verdict.value, reason.value, message
     status = StatusType.FAULT if verdict is Verdict.HANDED_BACK else StatusType(verdict.value)
-    context = {"statusCode": "INTERNAL_SERVICE_ERROR", "message": message} if status is StatusType.FAULT else None
+    context = _CONTEXTS.get(status, {"statusCode": "", "message": ""})
+    if status is StatusType.FAULT:
+        context = {"statusCode": "INTERNAL_SERVICE_ERROR", "message": message}
     still_open = sa.select(Phase).where(
         Phase.build_id == build.id, Phase.attempt_no == build.attempt_no, Phase.ended_ms.is_(None)
     )
@@ -163,7 +166,7 @@ def end_attempt(session: Session, build: Build, verdict: Verdict, reason: Reason
         phase.ended_ms = max(at_ms, phase.started_ms)  # the beginning is by the worker's clock
         phase.duration_ms = phase.ended_ms - phase.started_ms
         phase.status = status.value
-        phase.contexts = [context or {"statusCode": "", "message": ""}]
+        phase.contexts = [context]
     session.flush()
     return attempt
 
@@ -174,7 +177,11 @@ def give_back(session: Session, build: Build, reason: Reason, message: str) -> N
         apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped on request")
         return
     if reason is Reason.PHASE_RETRY:
-        if phase_retries(session, build) <= MAX_PHASE_RETRIES:
+        retries, spent_ms = phase_retries(session, build)
+        if spent_ms >= build.settings["timeoutInMinutes"] * 60_000:
+            time_out(session, build, "the build's attempts together ran longer than its time-out")
+            return
+        if retries <= MAX_PHASE_RETRIES:
             apply(session, build, BuildEvent.REQUEUED, reason=reason)
             put_bell(session, build)
             return
@@ -189,10 +196,23 @@ def give_back(session: Session, build: Build, reason: Reason, message: str) -> N
     apply(session, build, BuildEvent.FAULTED, reason=reason, message=message)
 
 
-def phase_retries(session: Session, build: Build) -> int:
-    """How many attempts of this build have ended by `on-failure: RETRY`."""
-    ended = sa.select(sa.func.count()).where(Attempt.build_id == build.id, Attempt.reason == Reason.PHASE_RETRY.value)
-    return int(session.execute(ended).scalar_one())
+def phase_retries(session: Session, build: Build) -> tuple[int, int]:
+    """How many attempts of this build have ended by `on-failure: RETRY`, and how many milliseconds they took together.
+
+    All of them share the build's time-out, as the build's own commands asked for them.
+    """
+    ended = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(Attempt.ended_ms - Attempt.claimed_ms), 0)).where(
+        Attempt.build_id == build.id, Attempt.reason == Reason.PHASE_RETRY.value
+    )
+    count, spent_ms = session.execute(ended).one()
+    return int(count), int(spent_ms)
+
+
+def time_out(session: Session, build: Build, message: str) -> None:
+    """End a held build whose time is over."""
+    if build.state != BuildState.FINALIZING:
+        apply(session, build, BuildEvent.FINALIZING)
+    apply(session, build, BuildEvent.TIMED_OUT, reason=Reason.TIMEOUT, message=message)
 
 
 def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report: FinishReport) -> BuildState:

@@ -43,7 +43,7 @@ class Project(Base):
 
 
 class Build(Base):
-    """A build: what was asked for, where it stands, who holds it."""
+    """A build: what was asked for, where it stands, who holds it. `deadline_ms` is None while it waits, and where it ended so."""
 
     __tablename__ = "builds"
     id: Mapped[str] = mapped_column(sa.String(200), primary_key=True)

@@ -230,13 +230,11 @@ def _build(build: Build, phases: list[Phase], attempts: list[Attempt], artifacts
 def _phases(build: Build, reported: list[Phase]) -> list[PhaseRecord]:
     """SUBMITTED and QUEUED from the build's own times, then what the attempt reported, then COMPLETED (CodeBuild: phases)."""
     state = BuildState(build.state)
-    claimed = build.first_claimed_ms
-    waiting = state is BuildState.QUEUED
-    never_ran = state in TERMINAL and claimed is None
-    queue_end = None if waiting else build.finished_ms if never_ran else claimed
-    queue_status: StatusType | None = None if waiting else StatusType.SUCCEEDED
-    if never_ran:
-        queue_status = StatusType(state.value)
+    in_queue = build.deadline_ms is None  # it waits, perhaps again, or ended while it did
+    queue_end = build.finished_ms if in_queue else build.first_claimed_ms
+    queue_status: StatusType | None = StatusType.SUCCEEDED
+    if in_queue:
+        queue_status = StatusType(state.value) if state in TERMINAL else None
     records = [
         PhaseRecord(
             phase_type=PhaseType.SUBMITTED,
@@ -255,7 +253,7 @@ def _phases(build: Build, reported: list[Phase]) -> list[PhaseRecord]:
             contexts=None,
         ),
     ]
-    if not waiting:
+    if not in_queue:
         records += [
             PhaseRecord(
                 phase_type=PhaseType(p.phase_type),

@@ -153,7 +153,7 @@ def test_a_worker_that_does_not_answer_to_a_stop_is_fenced(database: Database, s
     build = a_build(database, settings)
     claim = a_claim(database, settings)
     token = hash_token(claim.token)
-    attempts.record_phase(database, build, 1, token, PhaseReport(phase_type=PhaseType.BUILD, started_at_ms=1))
+    attempts.record_phase(database, build, 1, token, PhaseReport(phase_type=PhaseType.PROVISIONING, started_at_ms=1))
     lifecycle.request_stop(database, build)
     assert leases.enforce_deadlines(database) == []
     change(database, build, cancel_requested_ms=now_ms() - leases.STOP_GRACE_MS - 1)
@@ -161,7 +161,7 @@ def test_a_worker_that_does_not_answer_to_a_stop_is_fenced(database: Database, s
     record = shown(database, build)
     assert (record.state, record.reason) == (BuildState.STOPPED, Reason.CANCELLED)
     assert [(phase.phase_type, phase.status) for phase in record.phases[2:]] == [
-        (PhaseType.BUILD, StatusType.STOPPED),
+        (PhaseType.PROVISIONING, StatusType.STOPPED),
         (PhaseType.COMPLETED, None),
     ]
     with pytest.raises(AttemptFenced):
@@ -185,13 +185,14 @@ def test_a_phase_left_open_is_closed_as_the_attempt_ended(
     claim = a_claim(database, settings)
     token = hash_token(claim.token)
     tomorrow = 4_000_000_000_000  # a worker's clock may be wrong
-    attempts.record_phase(database, build, 1, token, PhaseReport(phase_type=PhaseType.BUILD, started_at_ms=tomorrow))
+    attempts.record_phase(database, build, 1, token, PhaseReport(phase_type=PhaseType.PROVISIONING, started_at_ms=tomorrow))
     lifecycle.finish(database, build, 1, token, a_report(verdict, reason, message="why"))
     phase = shown(database, build).phases[2]
     assert (phase.status, phase.ended_ms, phase.duration_ms) == (status, tomorrow, 0)
     assert phase.contexts == {
         StatusType.STOPPED: None,
         StatusType.FAULT: [{"statusCode": "INTERNAL_SERVICE_ERROR", "message": "why"}],
+        StatusType.TIMED_OUT: [{"statusCode": "BUILD_TIMED_OUT", "message": "Build has timed out. "}],
     }.get(status, [{"statusCode": "", "message": ""}])
 
 

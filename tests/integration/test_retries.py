@@ -9,9 +9,9 @@ from millrace.errors import Conflict, IdempotencyMismatch, NotFound
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, Reason, Verdict
 from scheduler import intake, leases, lifecycle, projects, queries
-from scheduler.db import Database
+from scheduler.db import Database, now_ms
 from scheduler.leases import hash_token
-from scheduler.models import Build, Outbox
+from scheduler.models import Attempt, Build, Outbox
 from tests.support.records import a_build, a_claim, a_project, a_report
 
 RETRY = a_report(Verdict.HANDED_BACK, Reason.PHASE_RETRY, message="a phase failed")
@@ -54,6 +54,26 @@ def test_a_stop_wins_over_a_phase_retry(database: Database, settings: Settings) 
     lifecycle.request_stop(database, build_id)
     lifecycle.finish(database, build_id, 1, hash_token(claim.token), RETRY)
     assert (shown(database, build_id).state, shown(database, build_id).reason) == (BuildState.STOPPED, Reason.CANCELLED)
+
+
+def test_attempts_that_a_phase_asked_for_share_the_builds_time(database: Database, settings: Settings) -> None:
+    a_project(database, timeoutInMinutes=10)
+    build_id = a_build(database, settings)
+
+    def attempt(took_minutes: int) -> float:
+        claim = a_claim(database, settings)
+        with database.transaction() as session:
+            session.execute(
+                sa.update(Attempt).where(Attempt.ended_ms.is_(None)).values(claimed_ms=now_ms() - took_minutes * 60_000)
+            )
+        lifecycle.finish(database, build_id, claim.attempt_no, hash_token(claim.token), RETRY)
+        return claim.deadline_in_s
+
+    assert attempt(4) == 600
+    assert attempt(5) == pytest.approx(360, abs=1)
+    assert attempt(1) == pytest.approx(60, abs=1)
+    record = shown(database, build_id)
+    assert (record.state, record.reason) == (BuildState.TIMED_OUT, Reason.TIMEOUT)
 
 
 def test_a_worker_that_never_stops_to_retry_is_held_up(
