@@ -128,7 +128,7 @@ MAX_SECRETS_BYTES: Final = 256 * 1024
 class SecretReference(Shape):
     """A variable whose value is a secret: `value` is the reference, never the secret (CodeBuild: EnvironmentVariable)."""
 
-    name: str = Field(min_length=1, max_length=256)
+    name: str = Field(min_length=1, max_length=262_144)
     type: Literal["PARAMETER_STORE", "SECRETS_MANAGER"]
     value: str = Field(max_length=262_144)
 

@@ -5,6 +5,7 @@ A secret is the whole farm's, or one project's. A build finds its project's own 
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import sqlalchemy as sa
@@ -81,6 +82,7 @@ class FarmSecrets:
                     Secret.project_name.in_((_FARM, project)), Secret.name.in_({name for some in names.values() for name in some})
                 )
             ).all()
+        keys = cache(self._keys)  # one reading of a file for all
         known = {(row.name, row.project_name): row for row in rows}
         found: dict[Wanted, str | Refusal] = {}
         for one, some in names.items():
@@ -90,7 +92,7 @@ class FarmSecrets:
             elif one.stage not in ("", CURRENT) or one.version not in ("", str(row.version)):
                 found[one] = Refusal(f"{one.noun} does not exist in this version; the farm keeps only the newest")
             else:
-                found[one] = _unsealed(row, self._keys)
+                found[one] = _unsealed(row, keys)
         return found
 
 
@@ -170,11 +172,15 @@ def delete(db: Database, name: str, *, project: str | None = None) -> None:
 
 def reseal(db: Database, keys: Keys) -> tuple[int, list[str]]:
     """Seal with the first key what another one sealed: how many there were, and why others could not be read."""
-    ring = keys(False)
     with db.reading() as session:
-        rows = [row for row in session.scalars(sa.select(Secret)) if not ring.is_of_first(row.sealed)]
+        rows = session.scalars(sa.select(Secret)).all()
+    if not rows:
+        return 0, []
     done, failed = 0, []
+    ring = keys(False)
     for row in rows:
+        if ring.is_of_first(row.sealed):
+            continue
         try:
             sealed = ring.seal(_unsealed(row, lambda _make: ring), _context(row.project_name, row.name))
         except Unavailable as error:

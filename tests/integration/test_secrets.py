@@ -27,6 +27,7 @@ from scheduler.db import Database
 from scheduler.dispatch import Bell
 from scheduler.models import Secret
 from scheduler.secrets import FarmSecrets, keys_of
+from tests.support import vault as vaults
 from tests.support.apiserver import ApiServer, serving
 from tests.support.records import a_build, a_claim, a_project
 from worker import control
@@ -165,6 +166,7 @@ def test_a_lost_or_other_key_is_told_with_the_secrets_name_and_what_to_do(databa
 
 
 def test_keys_are_changed_by_listing_the_new_one_first(database: Database, settings: Settings) -> None:
+    assert secrets.reseal(database, keys_of(settings)) == (0, [])
     for name in ("a", "b"):
         secrets.put(database, keys_of(settings), name, CANARY)
     key = settings.home / "secrets.key"
@@ -406,6 +408,25 @@ def test_a_store_that_is_away_is_the_farms_fault(
     with pytest.raises(InfraProblem, match="the secret db cannot be read: it was sealed with the key") as caught:
         attempt.secrets([parameter("db")])
     assert caught.value.reason is Reason.SECRETS_AWAY
+
+
+def test_an_attempt_is_granted_what_vault_has_as_far_as_its_project_may_ask(
+    sqlite_database: Database, settings: Settings, store: DirectoryStore
+) -> None:
+    a_project(sqlite_database)
+    a_build(sqlite_database, settings)
+    claim = a_claim(sqlite_database, settings)
+    with vaults.running() as vault:
+        vault.write("demo/db", password="p")
+        vault.write("other/db", password="q")
+        changes = {"vault_address": vault.address, "vault_token": SecretStr(vault.token), "secrets_names": ("{project}/*",)}
+        of_vault = settings.model_copy(update={"secrets_provider": "vault", **changes})
+        app = create_app(of_vault, sqlite_database, store, Bell(f"redis+socket://{settings.home}/nothing.sock"))
+        mine = AttemptControl("http://api", claim.build_id, 1, claim.token, transport=httpx.WSGITransport(app=app))
+        assert mine.secrets([secret("demo/db:password")]) == {"X": "p"}
+        with pytest.raises(BuildProblem, match="project demo may not ask for the secret: other/db:password"):
+            mine.secrets([secret("other/db:password")])
+        mine.close()
 
 
 # The canary
