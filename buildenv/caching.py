@@ -4,34 +4,18 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from buildenv import cache
 from buildenv.buildspec import CacheSpec
+from buildenv.depot import Depot
 from buildenv.engine import Engine
 from buildenv.workspace import Workspace
-from millrace.contract import CacheHit, CacheQuery, CacheReport, Grant, GrantRequest
+from millrace.contract import CacheQuery, CacheReport, GrantRequest
 from millrace.errors import BuildProblem, InfraProblem, NotFound, Unavailable
 from millrace.vocabulary import Reason
 
 _KEYLESS: Final = ""
-
-
-class CacheDepot(Protocol):
-    """The part of a depot that keeps caches."""
-
-    def find_cache(self, query: CacheQuery) -> CacheHit | None:
-        """The cache that answers, or None."""
-
-    def grant(self, request: GrantRequest) -> Grant:
-        """An address for one object."""
-
-    def upload(self, grant: Grant, path: Path, sha256: str) -> None:
-        """Send a file there."""
-
-    def download(self, grant: Grant, path: Path) -> None:
-        """Fetch an object into a file."""
 
 
 @dataclass(kw_only=True)
@@ -42,7 +26,7 @@ class BuildCache:
     engine: Engine
     container_id: str
     workspace: Workspace
-    depot: CacheDepot
+    depot: Depot
     max_bytes: int
     say: Callable[[str], None]
     evaluate: Callable[[str], str | None]

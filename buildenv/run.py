@@ -6,43 +6,37 @@ sideways; `run` knows no database, no queue and no API.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from buildenv import buildspec, images, source, uploads, variables, workspace, yamltree
+from buildenv import images, uploads, variables, workspace
 from buildenv.artifacts import Outside
 from buildenv.buildlog import BuildLog
 from buildenv.buildspec import Buildspec, Command, OnFailure, PhaseSpec
 from buildenv.caching import BuildCache
+from buildenv.depot import Depot
 from buildenv.engine import Console, ContainerSpec, Engine, Image, Mount
+from buildenv.preparation import Preparation
 from buildenv.shell import RUNNER_COMMAND, Shell
-from buildenv.source import Credential
 from buildenv.workspace import Workspace
 from millrace.contract import (
     ArtifactReport,
-    CacheHit,
-    CacheQuery,
     CacheReport,
     Claim,
     ExportedVariable,
-    Grant,
-    GrantRequest,
     PhaseContext,
     PhaseReport,
-    SecretReference,
 )
-from millrace.errors import BadBuildspec, BuildProblem, BuildStopped, InfraProblem, NotFound, Unavailable
+from millrace.errors import BadBuildspec, BuildProblem, BuildStopped, InfraProblem, Unavailable
 from millrace.ids import container_name
 from millrace.log import get_logger
-from millrace.project import ProjectSource
 from millrace.vocabulary import (
     COMMAND_PHASES,
     PhaseType,
     Reason,
-    SourceType,
     StatusType,
     Verdict,
 )
@@ -59,8 +53,6 @@ _STATUS_MEANS: Final = {
     139: "SIGSEGV ended it",
     143: "SIGTERM ended it",
 }
-_AUTH: Final = "MILLRACE_SOURCE_AUTH"
-"""What the credentials of a source are asked for by; no variable of a build can have this name."""
 
 
 class StopSignal:
@@ -91,25 +83,6 @@ class Sink(Protocol):
 
     def mark_again(self, name: str) -> None:
         """A moment of the ledger is now; the last time counts."""
-
-
-class Depot(Protocol):
-    """How bytes reach and leave the object store."""
-
-    def grant(self, request: GrantRequest) -> Grant:
-        """An address for one object. Raises NotFound, AttemptFenced or InfraProblem(STORAGE)."""
-
-    def upload(self, grant: Grant, path: Path, sha256: str) -> None:
-        """Send a file there. Raises InfraProblem(STORAGE) after tries enough."""
-
-    def download(self, grant: Grant, path: Path) -> None:
-        """Fetch an object into a file. Raises InfraProblem(STORAGE)."""
-
-    def secrets(self, references: Sequence[SecretReference]) -> Mapping[str, str]:
-        """The values of secrets by variable name, all of them. Raises BuildProblem(SECRET_UNAVAILABLE) or InfraProblem."""
-
-    def find_cache(self, query: CacheQuery) -> CacheHit | None:
-        """The cache that answers, or None. Raises InfraProblem(STORAGE)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +188,7 @@ class _Attempt:
         self._container: str | None = None
         self._console: Console | None = None
         self._image: Image | None = None
-        self._variables: dict[str, str] = {}
+        self._variables: Mapping[str, str] = {}
         self._secret_names: frozenset[str] = frozenset()
         self._cache: BuildCache | None = None
 
@@ -312,160 +285,23 @@ class _Attempt:
 
     def _download(self, image: Image) -> Buildspec:
         """The sources are there, and the buildspec is understood: every problem is found before anything runs."""
-        self._log.say("Waiting for DOWNLOAD_SOURCE")
-        self._log.say("Phase is DOWNLOAD_SOURCE")
-        self._log.say(f"CODEBUILD_SRC_DIR={self._workspace.source_inside}")
-        credentials = self._credentials()
-        settings = self._settings
-        self._progress.resolved_version = self._fetch(
-            settings.source, settings.source_commit or settings.source_version, self._workspace.source, credentials.get("")
-        )
-        ours = variables.fixed(self._claim, src_dir=self._workspace.source_inside, image=settings.environment.image)
-        if self._progress.resolved_version:
-            ours["CODEBUILD_RESOLVED_SOURCE_VERSION"] = self._progress.resolved_version
-        versions = {one.source_identifier: one.source_version for one in settings.secondary_source_versions}
-        for secondary in settings.secondary_sources:
-            identifier = secondary.source_identifier or ""
-            folder, inside = self._workspace.secondary(identifier)
-            version = versions.get(identifier)
-            self._log.say(f"CODEBUILD_SRC_DIR_{identifier}={inside}")
-            self._fetch(secondary, version, folder, credentials.get(identifier))
-            ours |= variables.of_secondary(secondary, version, inside)
-        spec = self._understood()
-        self._log.say("Processing environment variables")
-        self._variables = self._resolved(spec) | ours
-        if spec.env.git_credential_helper:
-            self._workspace.keep_credentials([one.line() for one in credentials.values()])
-            self._variables |= variables.GIT_CREDENTIAL_HELPER
-        self._select_runtimes(spec, image)
-        self._log.say(f"Moving to directory {self._workspace.source_inside}")
-        self._log.say("Registering with agent")
-        self._log.say(f"Phases found in YAML: {len(spec.phases)}")
-        for phase, section in spec.phases.items():
-            self._log.say(f" {phase}: {len(section.commands)} commands")
-        self._sink.mark("source_ready")
-        return spec
-
-    def _credentials(self) -> dict[str, Credential]:
-        """What the sources' `auth` of type SECRETS_MANAGER names, by source identifier; "" is the primary source."""
-        primary = self._settings.source
-        wanted: dict[str, tuple[ProjectSource, str]] = {}
-        for one in (primary, *self._settings.secondary_sources):
-            if one.is_git and one.auth is not None and one.auth.type == "SECRETS_MANAGER" and one.auth.resource:
-                wanted["" if one is primary else one.source_identifier or ""] = one, one.auth.resource
-        if not wanted:
-            return {}
-        names = {f"{_AUTH}_{number}": identifier for number, identifier in enumerate(wanted)}
-        values = self._depot.secrets(
-            [
-                SecretReference(name=name, type="SECRETS_MANAGER", value=wanted[identifier][1])
-                for name, identifier in names.items()
-            ]
-        )
-        found = {identifier: Credential.read(values[name], wanted[identifier][0]) for name, identifier in names.items()}
-        self._log.hide([one.password for one in found.values()])
-        return found
-
-    def _fetch(self, one: ProjectSource, version: str | None, folder: Path, credential: Credential | None) -> str | None:
-        fetched = source.fetch(
-            one,
-            version,
-            folder,
-            grant=self._depot.grant,
-            download=self._depot.download,
+        preparation = Preparation(
+            claim=self._claim,
+            workspace=self._workspace,
+            depot=self._depot,
+            log=self._log,
             git_roots=self._job.git_roots,
             ca_bundle=self._job.ca_bundle,
-            say=self._log.say,
             stop=self._stop.event,
             deadline=self._deadline,
-            credential=credential,
         )
-        return fetched.resolved_version
-
-    def _understood(self) -> Buildspec:
-        text, where = self._read_buildspec()
-        self._log.say(f"YAML location is {where}")
-        spec = buildspec.parse(text, where=where)
-        self._tell_about(spec)
-        if spec.run_as or any(section.run_as for section in spec.phases.values()):
-            self._workspace.let_all_read()
-        return spec
-
-    def _resolved(self, spec: Buildspec) -> dict[str, str]:
-        """What users set, with the values of secrets, which the log hides from here on."""
-        values, references = variables.given(self._claim, spec, ca_bundle=self._job.ca_bundle)
-        if references:
-            secrets = self._depot.secrets(references)
-            self._log.hide(secrets.values())
-            self._secret_names = frozenset(secrets)
-            values |= secrets
-        return values
-
-    def _read_buildspec(self) -> tuple[str | bytes, str]:
-        wanted = self._settings.source.buildspec or ""
-        if buildspec.looks_inline(wanted):
-            self._workspace.keep_buildspec(wanted)
-            return wanted, f"{workspace.READONLY_INSIDE}/buildspec.yml"
-        if wanted.startswith(("s3://", "arn:")):
-            return self._fetch_buildspec(wanted), wanted
-        if self._settings.source.type is SourceType.NO_SOURCE:
-            raise BuildProblem(
-                "a build without a source needs its buildspec as text",
-                reason=Reason.BAD_BUILDSPEC,
-                status_code="YAML_FILE_ERROR",
-                hint="Put the buildspec itself into source.buildspec or buildspecOverride.",
-            )
-        path = wanted or "buildspec.yml"
-        text = self._workspace.read_source_file(path, yamltree.MAX_BYTES + 1)
-        if text is None:
-            at = f" at {self._progress.resolved_version}" if self._progress.resolved_version else ""
-            raise BuildProblem(
-                f"YAML file does not exist: looked for {path} in the source{at}",
-                reason=Reason.BAD_BUILDSPEC,
-                status_code="YAML_FILE_ERROR",
-                hint="Add it, or name another path in source.buildspec.",
-            )
-        return text, f"{self._workspace.source_inside}/{path}"
-
-    def _fetch_buildspec(self, address: str) -> bytes:
-        name = address.removeprefix("arn:aws:s3:::").removeprefix("s3://")
         try:
-            granted = self._depot.grant(GrantRequest(kind="source", name=name))
-        except NotFound as error:
-            raise BuildProblem(
-                f"YAML file does not exist: {address}", reason=Reason.BAD_BUILDSPEC, status_code="YAML_FILE_ERROR"
-            ) from error
-        file = self._workspace.scratch / "buildspec.yml"
-        self._depot.download(granted, file)
-        with open(file, "rb") as opened:
-            return opened.read(yamltree.MAX_BYTES + 1)
-
-    def _tell_about(self, spec: Buildspec) -> None:
-        """What was assumed, and what is understood but not acted on yet."""
-        for warning in spec.warnings:
-            self._log.say(f"Warning: buildspec {warning}")
-        idle = {"reports": bool(spec.reports), "batch": spec.has_batch, "proxy": spec.proxy is not None}
-        for name in (name for name, there in idle.items() if there):
-            self._log.say(f"Warning: {name} in the buildspec is understood, but not acted on yet")
-
-    def _select_runtimes(self, spec: Buildspec, image: Image) -> None:
-        install = spec.phases.get(PhaseType.INSTALL, PhaseSpec())
-        if not install.runtime_versions:
-            self._log.say("No runtime version selected in buildspec.")
-            return
-        declared = images.runtimes_from_labels(image.labels)
-        if declared is None:
-            self._log.say("Skipping install of runtimes. Runtime version selection is not supported by this build image.")
-            return
-        asked = {
-            name: self._variables.get(v[1:].strip("{}"), v) if v.startswith("$") else v
-            for name, v in install.runtime_versions.items()
-        }
-        chosen, problems = images.resolve_runtimes(declared, asked, image=self._settings.environment.image)
-        if problems:
-            raise BuildProblem("; ".join(problems), reason=Reason.BAD_BUILDSPEC, status_code="YAML_FILE_ERROR")
-        for name, version in chosen.items():
-            self._log.say(f"Selecting '{name}' runtime version '{version}' based on manual selections...")
+            prepared = preparation.prepare(image)
+        finally:
+            self._progress.resolved_version = preparation.resolved_version
+        self._variables, self._secret_names = prepared.variables, prepared.secret_names
+        self._sink.mark("source_ready")
+        return prepared.spec
 
     def _start(self, spec: Buildspec) -> Shell:
         """The container runs, and waits for commands."""

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from buildenv import artifacts
 from buildenv.artifacts import Outside
 from buildenv.buildspec import ArtifactsSpec, Buildspec
-from millrace.contract import ArtifactReport, Grant, GrantRequest
+from buildenv.depot import Depot
+from millrace.contract import ArtifactReport, GrantRequest
 from millrace.errors import BuildProblem
 from millrace.project import BuildSettings, ProjectArtifacts
 from millrace.vocabulary import ArtifactPackaging, ArtifactsType, Reason
@@ -20,16 +21,6 @@ _UNPACKED_FILES: Final = 20_000
 """Each is a record and an object of its own; more belong into a zip."""
 _VARIABLE: Final = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 Say = Callable[[str], None]
-
-
-class Putter(Protocol):
-    """The part of a depot that takes artifacts."""
-
-    def grant(self, request: GrantRequest) -> Grant:
-        """An address for one object."""
-
-    def upload(self, grant: Grant, path: Path, sha256: str) -> None:
-        """Send a file there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +106,7 @@ def _set(
 class Uploader:
     """Packs and sends sets. `check` is asked before each object, and raises to end it all."""
 
-    depot: Putter
+    depot: Depot
     source: Path
     scratch: Path
     outside: Outside
