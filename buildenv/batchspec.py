@@ -208,6 +208,6 @@ def _fanout(reader: Reader, node: Node) -> Fanout:
     parallelism = int(text[:9]) if text and text.isascii() and text.isdigit() else 0
     if text is not None and not 1 <= parallelism <= MAX_TASKS:
         reader.problem(entries["parallelism"], "unknown-value", f"parallelism is {text[:40]!r}", hint)
-    elif is_null(node) or is_null(entries.get("parallelism", node)):
+    elif "parallelism" in entries and is_null(entries["parallelism"]):
         reader.problem(node, "missing-value", "build-fanout says no parallelism", hint)
     return Fanout(parallelism=parallelism, ignore_failure=reader.flag(entries.get("ignore-failure"), "ignore-failure"))

@@ -434,7 +434,7 @@ def _artifacts(reader: Reader, node: Node | None, what: str, kind: str = "artifa
     if reader.is_absent(node, what) or node is None:
         return None
     entries = reader.section(node, kind, what)
-    if "type" in entries:
+    if reader.text(entries.get("type"), "type") is not None:
         reader.warn(entries["type"], f"'type' in {what} has no effect: the project says how artifacts are stored")
     secondary: dict[str, ArtifactsSpec] = {}
     section = entries.get("secondary-artifacts")

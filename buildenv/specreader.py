@@ -57,6 +57,8 @@ class Reader:
         """The entries of a section of this kind (`speckeys.SECTIONS`), name -> node; what is none of its keys is noted."""
         known = SECTIONS[kind]
         found = self.entries(node, what or kind, known)
+        if node is not None and is_null(node) and (needed := [name for name, key in known.items() if key.needed]):
+            self.problem(node, "missing-value", f"{what or kind} is empty", f"it needs {', '.join(needed)}")
         for name, key in known.items():
             if key.needed and kind != "the buildspec" and name not in found and self.lacks(node, name):
                 self.problem(node, "missing-key", f"{what or kind} has no '{name}'", key.says)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from pydantic import SecretStr
 
@@ -12,6 +13,10 @@ from scheduler.db import Database
 from tests.support import postgres, redis
 
 SIGNING_KEY = "k" * 64
+
+hypothesis.settings.register_profile("short", deadline=None)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=20_000)
+hypothesis.settings.load_profile("short")  # `--hypothesis-profile=long`, as in `make fuzz`, comes after this
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,8 @@
 """The buildspec language: what is read, what is warned of, and that everything that is wrong is said, with its place."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from buildenv.buildspec import Buildspec, OnFailure, looks_inline, parse
+from buildenv.buildspec import OnFailure, looks_inline, parse
 from millrace.errors import BadBuildspec
 from millrace.vocabulary import PhaseType, Reason
 
@@ -256,37 +254,6 @@ def test_an_alias_bomb_is_refused_quickly() -> None:
 )
 def test_inline_text_is_told_from_a_path(value: str, inline: bool) -> None:
     assert looks_inline(value) is inline
-
-
-@given(st.text() | st.text(alphabet="abc:-[]{}&*!|>'\"\n \t#0.2%@,?") | st.binary())
-@settings(max_examples=400, deadline=None)
-def test_nothing_but_a_bad_buildspec_ever_comes_of_any_text(text: str | bytes) -> None:
-    try:
-        assert isinstance(parse(text), Buildspec)
-    except BadBuildspec as error:
-        assert error.problems
-        assert all(problem.line >= 1 and problem.column >= 1 for problem in error.problems)
-
-
-_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
-    max_leaves=15,
-)
-
-
-@given(
-    st.dictionaries(st.sampled_from(["version", "env", "phases", "artifacts", "cache", "reports", "batch", "x"]), _VALUES),
-    st.dictionaries(st.sampled_from(["install", "build", "y"]), _VALUES),
-)
-@settings(max_examples=200, deadline=None)
-def test_any_shape_of_json_is_read_or_refused(top: dict[str, object], phases: dict[str, object]) -> None:
-    import json
-
-    try:
-        parse(json.dumps({"version": "0.2", **top, "phases": {**phases, "build": {"commands": ["a"], **{}}}}))
-    except BadBuildspec as error:
-        assert error.problems
 
 
 BATCH = "version: 0.2\nbatch:\n"

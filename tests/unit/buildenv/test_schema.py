@@ -7,10 +7,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given
 
 from buildenv.buildspec import parse
 from buildenv.schema import page, schema
 from millrace.errors import BadBuildspec
+from tests.support.buildspecs import buildspecs, odd_buildspecs
 
 ROOT = Path(__file__).parents[3]
 VALIDATOR = jsonschema.Draft202012Validator(schema())
@@ -73,3 +75,24 @@ def test_every_scenario_that_parses_is_taken() -> None:
         VALIDATOR.validate(yaml.safe_load(path.read_text()))
         taken += 1
     assert taken > 30
+
+
+SHAPE = {"unknown-key", "wrong-kind", "not-a-command"}
+"""What is wrong with the shape of a file is the schema's business too; the rest is more than a schema can say."""
+
+
+@given(buildspecs())
+def test_both_take_what_is_made_from_the_table(document: dict[str, Any]) -> None:
+    parse(json.dumps(document))
+    VALIDATOR.validate(document)
+
+
+@given(odd_buildspecs())
+def test_both_say_the_same_of_an_odd_shape(document: dict[str, Any]) -> None:
+    try:
+        parse(json.dumps(document))
+    except BadBuildspec as bad:
+        if VALIDATOR.is_valid(document):
+            assert not {problem.rule for problem in bad.problems} & SHAPE, bad
+    else:
+        VALIDATOR.validate(document)
