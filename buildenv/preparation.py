@@ -11,6 +11,7 @@ from buildenv.buildlog import BuildLog
 from buildenv.buildspec import Buildspec, PhaseSpec
 from buildenv.depot import Depot
 from buildenv.engine import Image
+from buildenv.redact import not_hidden
 from buildenv.source import Credential
 from buildenv.workspace import Workspace
 from millrace.contract import Claim, GrantRequest, SecretReference
@@ -138,6 +139,8 @@ class Preparation:
         if references:
             secrets = self._depot.secrets(references)
             self._log.hide(secrets.values())
+            for name in not_hidden(secrets):
+                self._log.say(f"Warning: {name} is too short to be hidden in the log")
         return values | dict(secrets), frozenset(secrets)
 
     def _read_buildspec(self) -> tuple[str | bytes, str]:

@@ -302,6 +302,14 @@ def test_secrets_reach_the_build_and_not_its_log(tmp_path: Path, recorder: Recor
     assert b"Warning: TOKEN is not exported: it is a secret" in recorder.text
 
 
+def test_a_secret_that_is_too_short_to_be_hidden_is_named(tmp_path: Path, recorder: Recorder) -> None:
+    recorder.kept_secrets = {"/pin": "12", "/long": "long-enough"}
+    spec = HEAD + "  build:\n    commands: [echo a]\nenv:\n  parameter-store: {PIN: /pin, LONG: /long}\n"
+    carried(tmp_path, recorder, spec)
+    assert b"Warning: PIN is too short to be hidden in the log" in recorder.text
+    assert b"LONG is too short" not in recorder.text
+
+
 def test_a_secret_in_a_failed_command_is_hidden_in_its_message(tmp_path: Path, recorder: Recorder) -> None:
     recorder.kept_secrets = {"/t": "abcdefgh"}
     spec = HEAD + "  build:\n    commands: ['echo abcdefgh && exit 3']\nenv:\n  parameter-store: {T: /t}\n"
