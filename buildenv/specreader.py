@@ -262,6 +262,8 @@ def _where(name: str, what: str, known: list[str]) -> str:
         return f"phase {name} belongs below 'phases:'"
     if what in ("the buildspec", "phases") and name in SECTIONS["phase"]:
         return f"{name} belongs into a phase, as 'build:', below 'phases:'"
+    if what == "env" and ENV_NAME.fullmatch(name) and name.isupper():
+        return "put variables below 'variables:', in 'env:'"
     return did_you_mean(name, known) or f"known: {', '.join(known)}"
 
 

@@ -113,7 +113,9 @@ def _look_over(text: str) -> None:
             nodes += 1
             tag = getattr(event, "tag", None)
             if tag is not None and tag not in _TAGS:
-                raise Unreadable(line, column, f"the tag {tag} is not taken", "write the plain value")
+                raise Unreadable(
+                    line, column, f"the tag {tag} is not taken", "quote a value that begins with !; write other values plainly"
+                )
             if isinstance(event, yaml.ScalarEvent) and "\0" in event.value:
                 raise Unreadable(
                     line, column, "the value has a NUL character, which no command and no variable can hold", "remove it"
@@ -139,7 +141,8 @@ def _look_over(text: str) -> None:
 
 
 def _unreadable(error: yaml.MarkedYAMLError) -> Unreadable:
-    mark = error.problem_mark or error.context_mark
+    at_key = "simple key" in (error.context or "")  # then the mistake is where the name began, not where it was noticed
+    mark = (error.context_mark if at_key else None) or error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     what = error.problem or error.context or "cannot be read"
     if error.context and error.problem:
@@ -148,9 +151,11 @@ def _unreadable(error: yaml.MarkedYAMLError) -> Unreadable:
     if "\\t" in what or "cannot start any token" in what:
         hint = "indent with spaces, not tabs; quote values that begin with @, ` or %"
     elif "mapping values are not allowed" in what:
-        hint = "quote the value: it holds a colon and a space"
+        hint = "quote a value that holds a colon and a space; or look at the indentation, and for a ':' that is missing above"
     elif "could not find expected ':'" in what or "did not find expected key" in what:
-        hint = "look at the indentation and at quotes that are not closed, here or just above"
+        hint = "look at the indentation, for a missing ':', and at quotes that are not closed, here or just above"
+    elif any(words in what for words in ("an alias", "an anchor", "a tag", "block collection", "block mapping")):
+        hint = "quote a value that begins with *, &, !, [ or {; or look at the indentation"
     elif "undefined alias" in what:
         hint = "quote a value that begins with *, or define the anchor above"
     elif "escape c" in what:

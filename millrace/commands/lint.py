@@ -52,7 +52,9 @@ def lint(files: tuple[str, ...], strict: bool, form: str | None) -> int:
             found.append(_look(name))
         except OSError as error:
             unreadable = True
-            click.echo(f"error: {harmless(name, colours=False)} cannot be read: {error.strerror}", err=True)
+            click.echo(
+                f"error: {harmless(str(error.filename or name), colours=False)} cannot be read: {error.strerror}", err=True
+            )
     if form == "json":
         click.echo(json.dumps([_plain(one) for one in found], indent=2))
     elif form == "sarif":

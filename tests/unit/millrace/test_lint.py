@@ -61,6 +61,8 @@ def test_stdin_and_what_cannot_be_read(folder: Path) -> None:
     result = ran(str(folder / "none.yml"), str(folder))
     assert result.return_value == 2
     assert "none.yml cannot be read: No such file or directory" in result.output
+    (folder / "empty").mkdir()
+    assert "empty/buildspec.yml cannot be read" in ran(str(folder / "empty")).output
     assert "is fine" in result.output
 
 
