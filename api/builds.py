@@ -26,6 +26,7 @@ _OVERRIDES: Final = {
     "environment_variables": "environmentVariablesOverride",
     "secondary_sources": "secondarySourcesOverride",
     "secondary_artifacts": "secondaryArtifactsOverride",
+    "secondary_source_versions": "secondarySourcesVersionOverride",
     "": "sourceTypeOverride",
 }
 """Where the settings of a build come from, for errors that only show once they are put together; "": the source as a whole."""

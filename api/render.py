@@ -154,7 +154,7 @@ def _is_public(item: ArtifactRecord) -> bool:
 
 def _artifacts(record: BuildRecord, settings: Settings, wanted: ProjectArtifacts) -> dict[str, Any]:
     """CodeBuild: BuildArtifacts, of the primary artifact or of a secondary one."""
-    identifier = wanted.artifact_identifier or ""
+    identifier = (wanted.artifact_identifier or "") if wanted is not record.settings.artifacts else ""
     named = {"artifactIdentifier": identifier} if identifier else {}
     if wanted.type is ArtifactsType.NO_ARTIFACTS:
         return {"location": "", **named}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from millrace.ids import PROJECT_NAME
@@ -20,7 +20,7 @@ _IMAGE = re.compile(
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 )
 _VERSION = re.compile(r"[A-Za-z0-9_./+@^{}#=~-]{1,256}")
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+BUCKET_NAME = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*(\.\.|\.-|-\.))[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,127}")
 MAX_ENV_VALUE_BYTES = 32 * 1024
 MAX_ENV_TOTAL_BYTES = 128 * 1024
@@ -170,7 +170,7 @@ class ProjectArtifacts(_Checked):
             raise ValueError("artifact type NO_ARTIFACTS should have null encryptionDisabled")
         if self.artifact_identifier is not None and not _IDENTIFIER.fullmatch(self.artifact_identifier):
             raise ValueError("artifactIdentifier takes letters, digits and _, at most 127")
-        if self.location is not None and not _BUCKET.fullmatch(self.bucket):
+        if self.location is not None and not BUCKET_NAME.fullmatch(self.bucket):
             raise ValueError(f"location {self.location[:80]!r} is no bucket name: 3 to 63 of a-z, 0-9, '-' and '.', as S3 has it")
         for member in (self.path, self.name):
             if member is not None and (len(member.encode(errors="surrogatepass")) > 300 or any(ord(c) < 32 for c in member)):
@@ -287,38 +287,61 @@ class Tag(_Checked):
     value: Annotated[str, StringConstraints(max_length=255)]
 
 
-def _check_secondary(
-    sources: Sequence[ProjectSource], versions: Sequence[ProjectSourceVersion], artifacts: Sequence[ProjectArtifacts]
-) -> None:
-    """Raises ValueError where secondary sources, their versions and artifacts cannot be told apart or do not fit together."""
-    named: dict[str, list[str | None]] = {
-        "secondarySources": [one.source_identifier for one in sources],
-        "secondaryArtifacts": [one.artifact_identifier for one in artifacts],
-        "secondarySourceVersions": [one.source_identifier for one in versions],
-    }
-    for what, identifiers in named.items():
-        member = "artifactIdentifier" if what == "secondaryArtifacts" else "sourceIdentifier"
-        if not all(identifiers):
-            raise ValueError(f"each of {what} needs a {member}")
-        twice = sorted({str(name) for name in identifiers if identifiers.count(name) > 1})
-        if twice:
-            raise ValueError(f"{what} has the {member} {', '.join(twice)} twice")
-    unknown = {one.source_identifier for one in versions} - {one.source_identifier for one in sources}
-    if unknown:
-        raise ValueError(f"secondarySourceVersions names {', '.join(sorted(unknown))}, which is none of secondarySources")
+def _told_apart(what: str, identifiers: Sequence[str | None]) -> None:
+    """Raises ValueError where one of them is missing, or comes twice."""
+    if not all(identifiers):
+        raise ValueError(f"each of them needs its own {what}")
+    twice = sorted({str(name) for name in identifiers if identifiers.count(name) > 1})
+    if twice:
+        raise ValueError(f"the {what} {', '.join(twice)} comes twice")
 
 
-class ProjectSettings(_Checked):
-    """What a user says of a project (CodeBuild: CreateProject). The farm adds its arn and times."""
+class _Sources(_Checked):
+    """What projects and builds have in common: their sources and artifacts, which must be told apart and fit together."""
 
-    name: ProjectName
-    description: Annotated[str, StringConstraints(max_length=255)] | None = None
     source: ProjectSource
     secondary_sources: Annotated[tuple[ProjectSource, ...], Field(max_length=12)] = ()
     source_version: str | None = None
     secondary_source_versions: Annotated[tuple[ProjectSourceVersion, ...], Field(max_length=12)] = ()
     artifacts: ProjectArtifacts
     secondary_artifacts: Annotated[tuple[ProjectArtifacts, ...], Field(max_length=12)] = ()
+
+    @field_validator("source")
+    @classmethod
+    def _primary_has_no_identifier(cls, source: ProjectSource) -> ProjectSource:
+        if source.source_identifier is not None:
+            raise ValueError("sourceIdentifier is for secondary sources; the primary one has none")
+        return source
+
+    @field_validator("secondary_sources")
+    @classmethod
+    def _sources_are_told_apart(cls, sources: tuple[ProjectSource, ...]) -> tuple[ProjectSource, ...]:
+        _told_apart("sourceIdentifier", [one.source_identifier for one in sources])
+        return sources
+
+    @field_validator("secondary_artifacts")
+    @classmethod
+    def _artifacts_are_told_apart(cls, artifacts: tuple[ProjectArtifacts, ...]) -> tuple[ProjectArtifacts, ...]:
+        _told_apart("artifactIdentifier", [one.artifact_identifier for one in artifacts])
+        return artifacts
+
+    @field_validator("secondary_source_versions")
+    @classmethod
+    def _versions_fit(cls, versions: tuple[ProjectSourceVersion, ...], info: ValidationInfo) -> tuple[ProjectSourceVersion, ...]:
+        _told_apart("sourceIdentifier", [one.source_identifier for one in versions])
+        if "secondary_sources" in info.data:  # else they are wrong themselves
+            known = {one.source_identifier for one in info.data["secondary_sources"]}
+            unknown = sorted({one.source_identifier for one in versions} - known)
+            if unknown:
+                raise ValueError(f"{', '.join(unknown)} is the sourceIdentifier of none of secondarySources")
+        return versions
+
+
+class ProjectSettings(_Sources):
+    """What a user says of a project (CodeBuild: CreateProject). The farm adds its arn and times."""
+
+    name: ProjectName
+    description: Annotated[str, StringConstraints(max_length=255)] | None = None
     cache: ProjectCache = ProjectCache()
     environment: ProjectEnvironment
     service_role: Text | None = None
@@ -336,22 +359,11 @@ class ProjectSettings(_Checked):
     def _version_is_plain(cls, version: str | None) -> str | None:
         return check_source_version(version) if version else version
 
-    @model_validator(mode="after")
-    def _secondary_fit(self) -> Self:
-        _check_secondary(self.secondary_sources, self.secondary_source_versions, self.secondary_artifacts)
-        return self
 
-
-class BuildSettings(_Checked):
+class BuildSettings(_Sources):
     """The effective settings of one build: its project's, with the request's overrides already applied."""
 
     project_name: ProjectName
-    source: ProjectSource
-    secondary_sources: Annotated[tuple[ProjectSource, ...], Field(max_length=12)] = ()
-    source_version: str | None = None
-    secondary_source_versions: Annotated[tuple[ProjectSourceVersion, ...], Field(max_length=12)] = ()
-    artifacts: ProjectArtifacts
-    secondary_artifacts: Annotated[tuple[ProjectArtifacts, ...], Field(max_length=12)] = ()
     cache: ProjectCache = ProjectCache()
     environment: ProjectEnvironment
     service_role: Text | None = None
@@ -363,11 +375,6 @@ class BuildSettings(_Checked):
     auto_retry_limit: Annotated[int, Field(ge=0, le=10)] | None = None
     source_commit: str | None = None
     """What git checks out of the primary source, whatever `source_version` has come to mean: the commit of the build retried."""
-
-    @model_validator(mode="after")
-    def _secondary_fit(self) -> Self:
-        _check_secondary(self.secondary_sources, self.secondary_source_versions, self.secondary_artifacts)
-        return self
 
 
 class BuildOverrides(_Checked):

@@ -13,13 +13,12 @@ from urllib.parse import unquote, urlsplit
 
 from millrace.contract import Grant
 from millrace.errors import InfraProblem, InvalidInput
+from millrace.project import BUCKET_NAME
 from millrace.settings import Settings
 from millrace.vocabulary import Reason
 
 PIECE_BYTES: Final = 1024 * 1024
 """How much is held in memory of a body that streams through."""
-
-_BUCKET: Final = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*(\.\.|\.-|-\.))[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ def check_key(bucket: str, key: str) -> None:
 
     Buckets are named by the rules of S3 (Amazon S3 user guide, bucket naming rules), in both stores.
     """
-    if not _BUCKET.fullmatch(bucket):
+    if not BUCKET_NAME.fullmatch(bucket):
         raise InvalidInput(f"{bucket[:80]!r} is no bucket name", hint="3 to 63 of a-z, 0-9, '-' and '.', as S3 has it.")
     for part in key.split("/"):
         if part in ("", ".", "..") or len(part.encode(errors="surrogatepass")) > 255:
