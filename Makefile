@@ -67,7 +67,7 @@ demo: setup ## Set up, start a farm, build a real project
 	@echo "  $(BIN)/millrace run DIR"
 	@echo "The farm goes on running; '$(BIN)/millrace down' stops it."
 
-examples: setup ## Build ten public projects of several languages; ONLY=name for one
+examples: setup ## Build fourteen public projects of several languages; ONLY=name for one
 	@$(BIN)/millrace doctor --install --for demo
 	@$(BIN)/python -m buildenv.images build
 	@$(BIN)/millrace up --detach

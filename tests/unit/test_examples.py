@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2] / "examples"
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/buildspec.yml"))
 
 
-def test_there_are_ten_and_the_page_names_them() -> None:
+def test_there_are_fourteen_and_the_page_names_them() -> None:
     named = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert named == [folder.name for folder in FOLDERS]
-    assert len(FOLDERS) == 10
+    assert len(FOLDERS) == 14
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
