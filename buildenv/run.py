@@ -156,6 +156,7 @@ def run(job: Job, engine: Engine, sink: Sink, depot: Depot, stop: StopSignal) ->
     except _Retry as retry:
         return attempt.retried(retry.failure)
     except BuildProblem as problem:
+        attempt.finalize()
         return attempt.result(Verdict.FAILED, problem.reason, problem.message)
     except BuildStopped as stopped:
         return attempt.stopped(stopped)
@@ -191,6 +192,7 @@ class _Attempt:
         self._variables: Mapping[str, str] = {}
         self._secret_names: frozenset[str] = frozenset()
         self._cache: BuildCache | None = None
+        self._last_phase: PhaseType | None = None
 
     def carry(self) -> None:
         """All phases. Raises what ends the attempt early; failed commands are noted in the progress."""
@@ -206,6 +208,12 @@ class _Attempt:
             self._upload(spec, shell)
         with self._phase(PhaseType.FINALIZING):
             self._save_cache()
+
+    def finalize(self) -> None:
+        """FINALIZING after a source or an upload that failed (CodeBuild: build phase transitions)."""
+        if self._last_phase in (PhaseType.DOWNLOAD_SOURCE, PhaseType.UPLOAD_ARTIFACTS):
+            with self._phase(PhaseType.FINALIZING):
+                pass
 
     def verdict(self) -> Result:
         """The result of an attempt that went through all its phases."""
@@ -472,6 +480,7 @@ class _Attempt:
         """A phase, told when it begins and when it ends, however it ends."""
         began, began_ms = time.monotonic(), int(time.time() * 1000)
         outcome = _Outcome()
+        self._last_phase = phase
         self._sink.phase(PhaseReport(phase_type=phase, started_at_ms=began_ms))
         if phase in COMMAND_PHASES:
             self._log.say(f"Entering phase {phase}")

@@ -102,8 +102,8 @@ def start_detached(settings: Settings, environ: Mapping[str, str], say: Say) -> 
         farm = running(settings)
         if farm is not None:
             return farm
-        if process.poll() is not None:
-            break
+        if process.poll() is not None and not is_held(settings.home / "up.lock"):
+            break  # where it is held, another was faster, and its farm is on the way
         time.sleep(0.1)
     with open(out, "rb") as log_file:
         log_file.seek(began)

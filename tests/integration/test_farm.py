@@ -279,3 +279,17 @@ def test_a_taken_port_and_wrong_settings_are_said_plainly(tmp_path: Path) -> Non
     assert "MILLRACE_SLOTS" in done.stderr
     assert "MILLRACE_NONSENSE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_that_start_the_farm_at_once_share_one() -> None:
+    with new_farm() as farm:
+        command = [sys.executable, "-m", "millrace.cli", "up", "--detach"]
+        both = [
+            subprocess.Popen(command, env=farm.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for _ in range(2)
+        ]
+        said = [process.communicate(timeout=90)[0] for process in both]
+        try:
+            assert [process.returncode for process in both] == [0, 0], said
+        finally:
+            assert farm.cli("down").returncode == 0

@@ -198,7 +198,7 @@ def test_continue_leaves_the_build_unharmed(tmp_path: Path, recorder: Recorder) 
 def test_a_broken_buildspec_ends_before_anything_runs(tmp_path: Path, recorder: Recorder) -> None:
     result = carried(tmp_path, recorder, "version: 0.2\nphase: x\n")
     assert (result.verdict, result.reason) == (Verdict.FAILED, Reason.BAD_BUILDSPEC)
-    assert recorder.order[-1] is PhaseType.DOWNLOAD_SOURCE
+    assert recorder.order[-2:] == [PhaseType.DOWNLOAD_SOURCE, PhaseType.FINALIZING]
     assert recorder.phases[PhaseType.DOWNLOAD_SOURCE].contexts[0].status_code == "YAML_FILE_ERROR"
     assert b"did you mean phases?" in recorder.text
     assert "container_ready" not in recorder.marks
