@@ -272,7 +272,8 @@ def _conclude(session: Session, build: Build, report: FinishReport, message: str
     if build.state != BuildState.FINALIZING:
         apply(session, build, BuildEvent.FINALIZING)
     publication.keep(session, build, report)
-    caches.keep(session, build, report)
+    if report.verdict is Verdict.SUCCEEDED:
+        caches.keep(session, build, report)
     build.exported = [variable.model_dump() for variable in report.exported_variables]
     session.flush()
     apply(session, build, event, reason=report.reason, message=message)
