@@ -167,11 +167,15 @@ def renew(db: Database, build_id: str, attempt_no: int, token_hash: str, setting
     return db.run(work)
 
 
-def expire(db: Database) -> list[str]:
-    """Take back every build whose lease ran out: queued again, STOPPED where that was asked for, FAULT at the cap."""
+def expire(db: Database, *, as_of_ms: int | None = None) -> list[str]:
+    """Take back every build whose lease ran out: queued again, STOPPED where that was asked for, FAULT at the cap.
+
+    `as_of_ms`, where given, is the moment that counts in the place of now: a query may wait for a database that stands still,
+    and what ran out meanwhile nobody could renew.
+    """
     return _end_each(
         db,
-        sa.and_(Build.state.in_(_HELD_NAMES), Build.lease_expires_ms < now_ms()),
+        sa.and_(Build.state.in_(_HELD_NAMES), Build.lease_expires_ms < (now_ms() if as_of_ms is None else as_of_ms)),
         lambda session, build: _lost(session, build),
     )
 

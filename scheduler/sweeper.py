@@ -36,6 +36,8 @@ class Sweeper:
         self._publisher = publication.Publisher(db, store, settings)
         self._publishing: threading.Thread | None = None
         self._stop_publishing = threading.Event()
+        self._as_of_ms: int | None = None
+        self._spare_until_ms = 0
 
     def sweep(self) -> bool:
         """One round. False where another scheduler acts. Raises Unavailable where the database is away."""
@@ -67,7 +69,10 @@ class Sweeper:
                 log.exception("sweep.step_failed")
 
     def _take_back_lost(self) -> None:
-        for build_id in leases.expire(self._db):
+        """Not for one lease after the database was away: until then, nobody could renew."""
+        if self._as_of_ms is not None and self._as_of_ms < self._spare_until_ms:
+            return
+        for build_id in leases.expire(self._db, as_of_ms=self._as_of_ms):
             log.warning("lease.expired", build_id=build_id)
 
     def _publish(self) -> None:
@@ -101,12 +106,14 @@ class Sweeper:
         def work(session: Session) -> bool:
             now: int = session.execute(sa.select(now_ms())).scalar_one()
             row = session.get(Leader, "sweeper", with_for_update=True)
+            if row is not None and row.owner != self._name and row.expires_ms > now:
+                return False
             if row is None:
                 session.add(Leader(name="sweeper", owner=self._name, expires_ms=now + lease_ms))
-                return True
-            if row.owner != self._name and row.expires_ms > now:
-                return False
-            row.owner, row.expires_ms = self._name, now + lease_ms
+            else:
+                self._spare_after(now - (row.expires_ms - lease_ms if row.owner else row.expires_ms), now)
+                row.owner, row.expires_ms = self._name, now + lease_ms
+            self._as_of_ms = now
             return True
 
         try:
@@ -114,9 +121,17 @@ class Sweeper:
         except sa.exc.IntegrityError:  # two started at once, and the other was first
             return False
 
+    def _spare_after(self, gap_ms: int, now: int) -> None:
+        """Where leases may have run out since nobody reached the database, workers get one lease's length to come back."""
+        settings = self._settings
+        if gap_ms > 1000 * max(settings.lease_ttl_s - 1.5 * settings.renew_every_s, 4.5 * settings.sweep_every_s):
+            self._spare_until_ms = now + int(settings.lease_ttl_s * 1000)
+            log.warning("leases.spared", gap_s=round(gap_ms / 1000, 1), for_s=settings.lease_ttl_s)
+
     def _resign(self) -> None:
         def work(session: Session) -> None:
-            session.execute(sa.delete(Leader).where(Leader.name == "sweeper", Leader.owner == self._name))
+            mine = sa.update(Leader).where(Leader.name == "sweeper", Leader.owner == self._name)
+            session.execute(mine.values(owner="", expires_ms=now_ms()))
 
         try:
             self._db.run(work)

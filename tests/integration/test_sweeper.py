@@ -306,6 +306,52 @@ def test_what_was_seen_to_is_not_looked_at_again(
         assert session.scalars(sa.select(Worker.id)).all() == []
 
 
+def test_after_a_gap_nobody_loses_a_build_for_one_lease(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    a_project(database)
+    build = a_build(database, settings)
+    a_claim(database, settings)
+    quick = settings.model_copy(update={"lease_ttl_s": 1.0, "renew_every_s": 0.2, "sweep_every_s": 0.1})
+    sweeper = Sweeper(database, bell, store, quick)
+    sweeper.sweep()
+    with database.transaction() as session:  # as if all had stood still for a minute
+        session.execute(sa.update(Leader).values(expires_ms=now_ms() - 60_000))
+        session.execute(sa.update(Build).values(lease_expires_ms=now_ms() - 55_000))
+    sweeper.sweep()
+    sweeper.sweep()
+    assert _state(database, build) is BuildState.CLAIMED
+    until = time.monotonic() + 5
+    while _state(database, build) is BuildState.CLAIMED:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+        sweeper.sweep()
+    assert _state(database, build) is BuildState.QUEUED
+
+
+def test_a_scheduler_that_starts_again_at_once_spares_nobody(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    a_project(database)
+    build = a_build(database, settings)
+    a_claim(database, settings)
+    stop = threading.Event()
+    stop.set()
+    first = Sweeper(database, bell, store, settings)
+    first.sweep()
+    first.run_forever(stop)
+    with database.transaction() as session:
+        session.execute(sa.update(Build).values(lease_expires_ms=now_ms() - 1))
+    Sweeper(database, bell, store, settings).sweep()
+    assert _state(database, build) is BuildState.QUEUED
+
+
+def _state(database: Database, build: str) -> BuildState:
+    record = queries.get_build(database, build)
+    assert record is not None
+    return record.state
+
+
 @pytest.mark.postgres
 def test_a_scheduler_outlives_its_database(
     postgres_server: PostgresServer, settings: Settings, store: DirectoryStore, bell: Bell
