@@ -25,6 +25,8 @@ log = get_logger(__name__)
 _DAY_MS: Final = 86_400_000
 _LOG_SETTLES_MS: Final = 5_000
 """How long after its end an attempt's log stays in the database, where those who follow it read it."""
+_STORE_S: Final = 1.0
+"""How long a round waits for what the store is asked to do; it goes on beside the next rounds."""
 
 
 class Sweeper:
@@ -34,7 +36,7 @@ class Sweeper:
         self._db, self._bell, self._store, self._settings = db, bell, store, settings
         self._name = f"{settings.host}-{uuid.uuid4().hex[:8]}"
         self._publisher = publication.Publisher(db, store, settings)
-        self._publishing: threading.Thread | None = None
+        self._beside: dict[str, threading.Thread] = {}
         self._stop_publishing = threading.Event()
         self._as_of_ms: int | None = None
         self._spare_until_ms = 0
@@ -47,11 +49,9 @@ class Sweeper:
             self._take_back_lost,
             lambda: leases.enforce_deadlines(self._db),
             lambda: dispatch.relay(self._db, self._bell),
-            self._publish,
-            self._put_logs_away,
-            self._drop_losers,
-            lambda: caches.drop_replaced(self._db, self._store, self._settings.bucket),
             self._forget_old_rows,
+            self._publish,
+            self._tend_store,
         )
         return True
 
@@ -76,16 +76,31 @@ class Sweeper:
             log.warning("lease.expired", build_id=build_id)
 
     def _publish(self) -> None:
-        """In a thread of its own: a large object may take minutes, and no lost lease may wait for that."""
-        if (self._publishing is None or not self._publishing.is_alive()) and self._publisher.due():
-            self._publishing = threading.Thread(target=self._publish_all, name="publisher", daemon=True)
-            self._publishing.start()
+        if self._publisher.due():
+            self._run_beside("publisher", lambda: self._publisher.publish(stop=self._stop_publishing))
 
-    def _publish_all(self) -> None:
-        try:
-            self._each(lambda: self._publisher.publish(stop=self._stop_publishing))
-        except Unavailable as problem:
-            log.warning("sweep.database_away", why=problem.message)
+    def _tend_store(self) -> None:
+        tending = self._run_beside(
+            "store",
+            self._put_logs_away,
+            self._drop_losers,
+            lambda: caches.drop_replaced(self._db, self._store, self._settings.bucket),
+        )
+        tending.join(_STORE_S)
+
+    def _run_beside(self, name: str, *steps: Callable[[], object]) -> threading.Thread:
+        """In a thread of its own, unless it still runs: the store may take minutes, and no lost lease may wait for that."""
+
+        def work() -> None:
+            try:
+                self._each(*steps)
+            except Unavailable as problem:
+                log.warning("sweep.database_away", why=problem.message)
+
+        if name not in self._beside or not self._beside[name].is_alive():
+            self._beside[name] = threading.Thread(target=work, name=name, daemon=True)
+            self._beside[name].start()
+        return self._beside[name]
 
     def run_forever(self, stop: threading.Event) -> None:
         """Sweep every `sweep_every_s` seconds until `stop`; what fails is logged and tried again in the next round."""

@@ -239,6 +239,7 @@ class _Link:
     def connect(self) -> None:
         if UP in self._ends:
             return
+        self._hold(UP)
         address = self._proxy.server
         server = socket.socket(socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET)
         server.settimeout(5)

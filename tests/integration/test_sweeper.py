@@ -15,6 +15,7 @@ from millrace.errors import InfraProblem
 from millrace.ids import log_key, staging_prefix
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
+from millrace.storage.s3 import S3Store
 from millrace.vocabulary import BuildState, Reason, Verdict
 from scheduler import attempts, dispatch, lifecycle, queries
 from scheduler.db import Database, now_ms
@@ -22,6 +23,7 @@ from scheduler.dispatch import Bell
 from scheduler.leases import hash_token
 from scheduler.models import Attempt, Build, Event, Idempotency, Leader, LogChunk, Outbox, Worker
 from scheduler.sweeper import Sweeper
+from tests.chaos.proxy import Faults, Proxy
 from tests.support.postgres import PostgresServer
 from tests.support.records import a_build, a_claim, a_project, a_report
 from tests.support.redis import RedisServer
@@ -255,6 +257,30 @@ def test_a_store_that_is_away_keeps_nothing_else_waiting(
     sweeper.sweep()
     assert store.stat(settings.bucket, log_key(logged, 1)) is not None
     assert queries.read_log(database, store, settings, logged, 1, 0, 10) == b"kept"
+
+
+def test_a_store_that_never_answers_keeps_no_lost_build_waiting(
+    sqlite_database: Database, settings: Settings, bell: Bell
+) -> None:
+    database = sqlite_database
+    a_project(database)
+    an_ended_log(database, settings, b"kept")
+    build = a_build(database, settings)
+    a_claim(database, settings)
+    with Proxy(("127.0.0.1", 9)) as silent:
+        silent.faults = Faults(silent_up=True)
+        store = S3Store(
+            f"127.0.0.1:{silent.port}", access_key="a", secret_key="b" * 8, region="us-east-1", secure=False, bucket="b"
+        )
+        sweeper = Sweeper(database, bell, store, settings)
+        assert sweeper.sweep()
+        with database.transaction() as session:
+            session.execute(sa.update(Build).where(Build.id == build).values(lease_expires_ms=now_ms() - 1))
+        began = time.monotonic()
+        assert sweeper.sweep()
+        assert time.monotonic() - began < 10
+        assert _state(database, build) is BuildState.QUEUED
+    sweeper._beside["store"].join(20)
 
 
 def test_a_log_that_cannot_be_put_away_does_not_bar_the_others(
