@@ -270,7 +270,7 @@ def test_a_store_that_never_answers_keeps_no_lost_build_waiting(
     with Proxy(("127.0.0.1", 9)) as silent:
         silent.faults = Faults(silent_up=True)
         store = S3Store(
-            f"127.0.0.1:{silent.port}", access_key="a", secret_key="b" * 8, region="us-east-1", secure=False, bucket="b"
+            f"127.0.0.1:{silent.port}", access_key="a", secret_key="b" * 8, region="us-east-1", secure=False, bucket="millrace"
         )
         sweeper = Sweeper(database, bell, store, settings)
         assert sweeper.sweep()
