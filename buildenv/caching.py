@@ -77,7 +77,7 @@ class BuildCache:
             self.say(f"No cache was found{f' for key {self._keys[0]}' if self._keys[0] else ''}; going on without")
             return
         archive, plain = self.workspace.scratch / "cache.tar.zst", self.workspace.scratch / "cache.tar"
-        self.depot.download(hit.grant, archive)
+        self.depot.download(hit.grant, archive, brief=True)
         self.say("Unarchiving cache...")
         count = cache.unpack(self._paths, archive, hit.sha256, plain, has=self._came_with_source, say=self.say)
         self.engine.copy_in(self.container_id, "/", cache.pieces(plain))
@@ -104,7 +104,7 @@ class BuildCache:
         granted = self.depot.grant(
             GrantRequest(kind="cache", name=target.name, size_bytes=packed.size_bytes, sha256=packed.sha256)
         )
-        self.depot.upload(granted, packed.path, packed.sha256)
+        self.depot.upload(granted, packed.path, packed.sha256, brief=True)
         took_ms = int((time.monotonic() - began) * 1000)
         how = f"key {self._keys[0]}" if self._keys[0] else "no key"
         self.say(f"Saved {packed.file_count} file(s) as the cache of {how}: {packed.size_bytes} bytes in {took_ms} ms")

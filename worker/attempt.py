@@ -57,7 +57,9 @@ class _Sink:
 def execute(order: Order, engine: Engine, stop: StopSignal) -> bool:
     """Carry the attempt from its claim to its report. False where the report did not reach the API."""
     claim = order.claim
-    control = AttemptControl(order.api_url, claim.build_id, claim.attempt_no, claim.token)
+    control = AttemptControl(
+        order.api_url, claim.build_id, claim.attempt_no, claim.token, stop=stop.event, deadline_in_s=claim.deadline_in_s
+    )
     shipper = LogShipper(lambda seq, offset, data: control.log(seq, offset, data, patience_s=10))
     heartbeat = Heartbeat(
         lambda patience_s: control.renew(draining=stop.reason is Reason.WORKER_SHUTDOWN, patience_s=patience_s),

@@ -2,8 +2,9 @@
 
 import hashlib
 import random
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from millrace.contract import (
 from millrace.errors import (
     AttemptFenced,
     BuildProblem,
+    BuildStopped,
     InfraProblem,
     MillraceError,
     NotFound,
@@ -50,8 +52,12 @@ _PIECE_BYTES: Final = 1024 * 1024
 _SECRETS_PATIENCE_S: Final = 30.0
 _DETAIL_CHARS: Final = 32_768
 """A refusal may name two hundred secrets; what is no answer of ours is cut shorter."""
-MOVE_PATIENCE_S: Final = 60.0
-"""How long bytes are tried to be moved to or from the object store."""
+MOVE_PATIENCE_S: Final = 330.0
+"""How long bytes are tried to be moved to or from the object store: it may be away for five minutes and fail no build."""
+_BRIEF_S: Final = 30.0
+"""The same for what a build can do without."""
+_WRONG_TRIES: Final = 3
+"""How often an object may come with wrong bytes."""
 
 
 class Refused(MillraceError):
@@ -64,6 +70,10 @@ class Refused(MillraceError):
         self.status_seen = status
 
 
+class _Wrong(Exception):
+    """An object that came with other bytes than were stored."""
+
+
 class Wire:
     """One HTTP client with retries. Safe from several threads."""
 
@@ -73,9 +83,16 @@ class Wire:
         )
 
     def send(
-        self, method: str, path: str, *, patience_s: float, content: bytes = b"", headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        patience_s: float,
+        content: bytes = b"",
+        headers: dict[str, str] | None = None,
+        pause: Callable[[float], object] = time.sleep,
     ) -> httpx.Response:
-        """The answer to a request, tried for `patience_s`.
+        """The answer to a request, tried for `patience_s`, with a `pause` between tries.
 
         Raises Unavailable, AttemptFenced, Unauthenticated, NotFound or Refused.
         """
@@ -93,7 +110,7 @@ class Wire:
             pause_s = random.uniform(0.05, min(5.0, 0.1 * 2**tries))  # noqa: S311  # jitter, not a secret
             if time.monotonic() + pause_s > end:
                 raise Unavailable(f"the API did not take {method} {path} in {patience_s:.0f} s: {why}")
-            time.sleep(pause_s)
+            pause(pause_s)
 
     def close(self) -> None:
         """Let the connections go."""
@@ -117,11 +134,24 @@ class Control:
 
 
 class AttemptControl:
-    """What an attempt may do: the other five verbs, and moving the bytes that were granted."""
+    """What an attempt may do: the other five verbs, and moving the bytes that were granted.
+
+    Bytes are moved until `stop` is set or the build's time is over; that raises BuildStopped.
+    """
 
     def __init__(
-        self, api_url: str, build_id: str, attempt_no: int, token: str, *, transport: httpx.BaseTransport | None = None
+        self,
+        api_url: str,
+        build_id: str,
+        attempt_no: int,
+        token: str,
+        *,
+        stop: threading.Event | None = None,
+        deadline_in_s: float = float("inf"),
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
+        self._stop = stop or threading.Event()
+        self._deadline = time.monotonic() + deadline_in_s
         self._wire = Wire(api_url, token, transport=transport)
         self._mover = httpx.Client(base_url=api_url, timeout=_MOVE_TIMEOUT, transport=transport)
         self._path = f"/worker/v1/attempts/{quote(build_id, safe='')}/{attempt_no}"
@@ -146,7 +176,7 @@ class AttemptControl:
         }
         self._wire.send("PUT", f"{self._path}/log/{seq}", patience_s=patience_s, content=data, headers=headers)
 
-    def finish(self, report: FinishReport, *, patience_s: float = 120) -> BuildState:
+    def finish(self, report: FinishReport, *, patience_s: float = MOVE_PATIENCE_S) -> BuildState:
         """The attempt is over; what became of the build."""
         answer = self._wire.send("POST", f"{self._path}/finish", patience_s=patience_s, **_body(report))
         return BuildState(answer.json()["state"])
@@ -154,7 +184,8 @@ class AttemptControl:
     def grant(self, request: GrantRequest) -> Grant:
         """An address for one object."""
         try:
-            answer = self._wire.send("POST", f"{self._path}/grant", patience_s=MOVE_PATIENCE_S, **_body(request))
+            patience_s = _BRIEF_S if request.kind == "cache" else MOVE_PATIENCE_S
+            answer = self._wire.send("POST", f"{self._path}/grant", patience_s=patience_s, pause=self._pause, **_body(request))
         except Unavailable as error:
             raise InfraProblem(error.message, reason=Reason.STORAGE, status_code="CLIENT_ERROR") from error
         except Refused as error:
@@ -199,65 +230,96 @@ class AttemptControl:
             raise InfraProblem(error.message, reason=Reason.STORAGE) from error
         return None if answer.status_code == 204 else CacheHit.model_validate_json(answer.content)
 
-    def upload(self, grant: Grant, path: Path, sha256: str) -> None:
-        """Send a file to where it was granted. Raises InfraProblem(STORAGE) when it did not get there in about a minute."""
+    def upload(self, grant: Grant, path: Path, sha256: str, *, brief: bool = False) -> None:
+        """Send a file to where it was granted."""
         size = path.stat().st_size
 
         def send() -> httpx.Response:
             headers = {**grant.headers, "Content-Length": str(size)}
-            return self._mover.request(grant.method, grant.url, content=_file(path), headers=headers)
+            return self._mover.request(grant.method, grant.url, content=self._file(path), headers=headers)
 
-        self._move(f"take {grant.key}", send)
+        self._move(f"take {grant.key}", send, brief=brief)
         log.info("artifact.stored", key=grant.key, size_bytes=size, sha256=sha256)
 
-    def download(self, grant: Grant, path: Path) -> None:
-        """Fetch a granted object into a file. Raises InfraProblem(STORAGE)."""
+    def download(self, grant: Grant, path: Path, *, brief: bool = False) -> None:
+        """Fetch a granted object into a file. What broke off is gone on with where it did."""
+        seen = hashlib.sha256()
+        done = 0
 
         def fetch() -> httpx.Response:
-            with self._mover.stream(grant.method, grant.url, headers=grant.headers) as answer:
-                if answer.is_success:
-                    seen = hashlib.sha256()
-                    with open(path, "wb") as file:
-                        for piece in answer.iter_raw(_PIECE_BYTES):
-                            file.write(piece)
-                            seen.update(piece)
-                    wanted = answer.headers.get("X-Millrace-Sha256") or answer.headers.get("x-amz-meta-sha256")
-                    if wanted is not None and wanted != seen.hexdigest():
-                        raise httpx.ReadError(f"{grant.key} came with other bytes than were stored")
-                else:
+            nonlocal seen, done
+            headers = {**grant.headers, **({"Range": f"bytes={done}-"} if done else {})}
+            with self._mover.stream(grant.method, grant.url, headers=headers) as answer:
+                if not answer.is_success:
                     answer.read()
+                    if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                        done = 0
+                    return answer
+                if answer.status_code != httpx.codes.PARTIAL_CONTENT:
+                    seen, done = hashlib.sha256(), 0
+                with open(path, "r+b" if done else "wb") as file:
+                    file.seek(done)
+                    for piece in answer.iter_raw():  # as they come, so that what came before an end is kept
+                        self._check_stop()
+                        file.write(piece)
+                        seen.update(piece)
+                        done += len(piece)
+                wanted = answer.headers.get("X-Millrace-Sha256") or answer.headers.get("x-amz-meta-sha256")
+                if wanted is not None and wanted != seen.hexdigest():
+                    done = 0
+                    raise _Wrong(f"{grant.key} came with other bytes than were stored")
                 return answer
 
-        self._move(f"give {grant.key}", fetch)
+        self._move(f"give {grant.key}", fetch, brief=brief)
 
     def close(self) -> None:
         """Let the connections go."""
         self._wire.close()
         self._mover.close()
 
-    @staticmethod
-    def _move(what: str, work: Any) -> None:
-        end = time.monotonic() + MOVE_PATIENCE_S
-        tries = 0
+    def _move(self, what: str, work: Callable[[], httpx.Response], *, brief: bool) -> None:
+        patience_s = _BRIEF_S if brief else MOVE_PATIENCE_S
+        end = time.monotonic() + patience_s
+        tries = wrong = 0
+        self._check_stop()
         while True:
             tries += 1
             try:
-                answer: httpx.Response = work()
+                answer = work()
                 if answer.is_success:
                     return
                 why = f"it answered {answer.status_code}: {_detail(answer)}"
             except httpx.TransportError as error:
                 why = str(error) or type(error).__name__
+            except _Wrong as error:
+                why = str(error)
+                wrong += 1
             log.warning("store.failed", what=what, tries=tries, why=why[:300])
             pause_s = min(10.0, 0.25 * 2**tries) * random.uniform(0.5, 1)  # noqa: S311  # jitter, not a secret
-            if time.monotonic() + pause_s > end:
+            if time.monotonic() + pause_s > end or wrong == _WRONG_TRIES:
                 raise InfraProblem(
-                    f"the object store did not {what} in {MOVE_PATIENCE_S:.0f} s: {why[:300]}",
+                    f"the object store did not {what} in {tries} tries within {patience_s:.0f} s: {why[:300]}",
                     reason=Reason.STORAGE,
                     status_code="CLIENT_ERROR",
                     hint="Is the object store up, and is there room?",
                 )
-            time.sleep(pause_s)
+            self._pause(pause_s)
+
+    def _pause(self, pause_s: float) -> None:
+        self._stop.wait(min(pause_s, max(0.0, self._deadline - time.monotonic())))
+        self._check_stop()
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise BuildStopped("the build was stopped", reason=Reason.CANCELLED)
+        if time.monotonic() > self._deadline:
+            raise BuildStopped("the build's time was over", reason=Reason.TIMEOUT)
+
+    def _file(self, path: Path) -> Iterator[bytes]:
+        with open(path, "rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                self._check_stop()
+                yield piece
 
 
 def _body(model: Any) -> dict[str, Any]:
@@ -265,12 +327,6 @@ def _body(model: Any) -> dict[str, Any]:
         "content": model.model_dump_json(by_alias=True, exclude_none=True).encode(),
         "headers": {"Content-Type": "application/json"},
     }
-
-
-def _file(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            yield piece
 
 
 def _detail(answer: httpx.Response) -> str:

@@ -78,7 +78,10 @@ class Rule:
 
 
 class Proxy:
-    """One address that stands for `server`. A context manager; `seed` decides which requests a rule's share falls on."""
+    """One address that stands for `server`. A context manager; `seed` decides which requests a rule's share falls on.
+
+    `requests`, `connections` and `passed_down` (bytes) say what went through so far.
+    """
 
     def __init__(self, server: Address, listen: Address = ("127.0.0.1", 0), *, http: bool = False, seed: int = 0) -> None:
         self.server = server
@@ -91,7 +94,9 @@ class Proxy:
         self._threads: list[threading.Thread] = []
         self.requests: list[str] = []
         self.connections = 0
+        self.passed_down = 0
         self._ended = threading.Event()
+        self._listens = True
         self._listener = self._bound(listen)
         self.address: Address = listen if isinstance(listen, Path) else self._listener.getsockname()[:2]
 
@@ -121,6 +126,9 @@ class Proxy:
     @faults.setter
     def faults(self, faults: Faults) -> None:
         before, self._faults = self._faults, faults
+        until = time.monotonic() + 5
+        while self._listens == faults.refuse and time.monotonic() < until:
+            time.sleep(_TICK_S / 20)
         if faults.refuse and not before.refuse:
             self.drop()
 
@@ -171,16 +179,16 @@ class Proxy:
         return listener
 
     def _accept(self) -> None:
-        listens = True
         while not self._ended.is_set():
-            if self._faults.refuse != (not listens):
+            wanted = not self._faults.refuse
+            if self._listens != wanted:
                 # A socket that is bound and does not listen refuses, and keeps the address for us.
                 self._listener.close()
                 self._listener = self._bound(self.address)
-                listens = not self._faults.refuse
-                if listens:
+                if wanted:
                     self._listener.listen(512)
-            if not listens:
+                self._listens = wanted
+            if not self._listens:
                 time.sleep(_TICK_S / 5)
                 continue
             if not select.select([self._listener], [], [], _TICK_S / 5)[0]:
@@ -299,6 +307,8 @@ class _Link:
                 self._wait(len(piece) / faults.bytes_per_s)
             sent = self._send(self._ends[way], piece)
             self._passed[way] += sent
+            if way == DOWN:
+                self._proxy.passed_down += sent
             if way == DOWN and self.cut_down_after is not None:
                 self.cut_down_after -= sent
             view = view[sent:]

@@ -56,12 +56,12 @@ class Recorder:
     def grant(self, request: GrantRequest) -> Grant:
         return Grant(method="PUT", url="/x", key=f"artifacts/{request.name}", expires_in_s=60)
 
-    def upload(self, grant: Grant, path: Path, sha256: str) -> None:
+    def upload(self, grant: Grant, path: Path, sha256: str, *, brief: bool = False) -> None:
         if self.store_away:
             raise InfraProblem("the object store is away", reason=Reason.STORAGE)
         self.uploaded[grant.key] = path.read_bytes()
 
-    def download(self, grant: Grant, path: Path) -> None:
+    def download(self, grant: Grant, path: Path, *, brief: bool = False) -> None:
         raise AssertionError("nothing to download")
 
     def secrets(self, references: Sequence[SecretReference]) -> Mapping[str, str]:
