@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import BinaryIO, Final, Literal, TypeVar, cast
 from urllib.parse import quote, urlsplit
+from xml.etree import ElementTree
 
 import urllib3
 from minio import Minio
@@ -28,6 +29,17 @@ T = TypeVar("T")
 _TRIES: Final = 3
 _GONE: Final = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"})
 _IN_THE_WAY: Final = frozenset({"XMinioParentIsObject", "XMinioObjectExistsAsDirectory", "XMinioInvalidObjectName"})
+_PASSING: Final = frozenset(
+    {
+        "AccessDenied",  # MinIO says so, for a moment, where another empties the same folder
+        "BadDigest",
+        "RequestTimeout",
+        "SlowDown",
+        "XAmzContentChecksumMismatch",
+    }
+)
+"""Refusals that may not come again: bytes changed on their way, or the store had too much to do."""
+_PUT_S: Final = 900
 _IN_MEMORY_BYTES: Final = 8 * 1024**2
 _HASH: Final = "sha256"
 
@@ -37,17 +49,13 @@ class S3Store:
 
     def __init__(self, endpoint: str, *, access_key: str, secret_key: str, region: str, secure: bool, bucket: str) -> None:
         self._access_key, self._secret_key, self._bucket = access_key, secret_key, bucket
+        self._http = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=5, read=60),
+            maxsize=32,
+            retries=urllib3.Retry(total=0, redirect=2),
+        )
         self._client = Minio(
-            endpoint,
-            access_key=access_key,
-            secret_key=secret_key,
-            region=region,
-            secure=secure,
-            http_client=urllib3.PoolManager(
-                timeout=urllib3.Timeout(connect=5, read=60),
-                maxsize=32,
-                retries=urllib3.Retry(total=0, redirect=2),
-            ),
+            endpoint, access_key=access_key, secret_key=secret_key, region=region, secure=secure, http_client=self._http
         )
         self._region = region
         self._buckets: set[str] = set()
@@ -73,15 +81,15 @@ class S3Store:
             if sha256 is not None and reader.sha256 != sha256:
                 raise InvalidInput(f"{key} was announced with SHA-256 {sha256}, but it is {reader.sha256}")
 
+            notes = {f"x-amz-meta-{name}": quote(value, safe=" /:;=,.@+") for name, value in (metadata or {}).items()}
+
             def send() -> None:
+                """In one request: what breaks off leaves nothing, not even parts that somebody would have to sweep up."""
                 spool.seek(0)
-                self._client.put_object(
-                    bucket,
-                    key,
-                    cast(BinaryIO, spool),
-                    reader.size_bytes,
-                    metadata={**(metadata or {}), _HASH: reader.sha256},
-                )
+                grant = self._grant_put(bucket, key, _PUT_S, reader.size_bytes, reader.sha256, notes)
+                answer = self._http.request("PUT", grant.url, body=cast(BinaryIO, spool), headers=dict(grant.headers))
+                if answer.status != 200:
+                    raise _refusal(answer)
 
             self._try(f"keep {key}", lambda: self._make(bucket))
             self._try(f"keep {key}", send)
@@ -193,18 +201,32 @@ class S3Store:
         check_key(bucket, key)
         if method == "PUT":
             self._try(f"keep {key}", lambda: self._make(bucket))
-        url = self._try(
+            return self._grant_put(bucket, key, expires_in_s, size_bytes, sha256)
+        url = self._presigned("GET", bucket, key, expires_in_s)
+        return Grant(method=method, url=url, headers={}, key=key, expires_in_s=expires_in_s)
+
+    def _grant_put(
+        self,
+        bucket: str,
+        key: str,
+        expires_in_s: int,
+        size_bytes: int | None,
+        sha256: str | None,
+        notes: Mapping[str, str] | None = None,
+    ) -> Grant:
+        headers = dict(notes or {})
+        if size_bytes is not None:
+            headers["Content-Length"] = str(size_bytes)
+        if sha256 is not None:
+            headers[f"x-amz-meta-{_HASH}"] = sha256
+            headers["x-amz-checksum-sha256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
+        url = self._signed(self._presigned("PUT", bucket, key, expires_in_s), headers, expires_in_s, datetime.now(UTC))
+        return Grant(method="PUT", url=url, headers=headers, key=key, expires_in_s=expires_in_s)
+
+    def _presigned(self, method: str, bucket: str, key: str, expires_in_s: int) -> str:
+        return self._try(
             f"grant {key}", lambda: self._client.get_presigned_url(method, bucket, key, expires=timedelta(seconds=expires_in_s))
         )
-        headers: dict[str, str] = {}
-        if method == "PUT":
-            if size_bytes is not None:
-                headers["Content-Length"] = str(size_bytes)
-            if sha256 is not None:
-                headers[f"x-amz-meta-{_HASH}"] = sha256
-                headers["x-amz-checksum-sha256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
-            url = self._signed(url, headers, expires_in_s, datetime.now(UTC))
-        return Grant(method=method, url=url, headers=headers, key=key, expires_in_s=expires_in_s)
 
     def check(self) -> None:
         self._buckets.discard(self._bucket)
@@ -273,7 +295,7 @@ class S3Store:
                 passing = (
                     not isinstance(error, S3Error)
                     or (error.response is not None and error.response.status >= 500)
-                    or error.code == "AccessDenied"  # MinIO says so, for a moment, where another empties the same folder
+                    or error.code in _PASSING
                 )
                 if (
                     not isinstance(error, (S3Error, ServerError, InvalidResponseError, HTTPError, OSError))
@@ -283,6 +305,14 @@ class S3Store:
                     raise storage_problem(what, error) from error
                 time.sleep(random.uniform(0.05, 0.3 * 2**attempt))  # noqa: S311  # jitter, not a secret
         raise AssertionError("unreachable")
+
+
+def _refusal(answer: urllib3.BaseHTTPResponse) -> MinioException:
+    """The SDK's own error for an answer that it did not read itself."""
+    try:
+        return S3Error.fromxml(answer)
+    except (ValueError, ElementTree.ParseError):
+        return ServerError(f"the store answered {answer.status}", answer.status)
 
 
 class _Translating:

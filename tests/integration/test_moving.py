@@ -164,3 +164,21 @@ def test_an_object_that_always_comes_with_wrong_bytes_is_given_up_soon(
     with pytest.raises(InfraProblem, match="other bytes than were stored") as caught:
         worker.download(grant, got)
     assert caught.value.reason is Reason.STORAGE
+
+
+def test_what_breaks_off_on_its_way_into_the_store_leaves_nothing_there(store: S3Store, link: Proxy) -> None:
+    store.check()
+    link.faults = Faults(cut_up_after=8 * 1024**2)
+    with pytest.raises(InfraProblem):
+        store.put(BUCKET, "broken", io.BytesIO(DATA * 4))
+    link.heal()
+    assert store.stat(BUCKET, "broken") is None
+    assert not store._client._list_multipart_uploads(BUCKET, prefix="broken").uploads  # MinIO tells of those with the whole key
+
+
+def test_the_store_takes_no_bytes_that_changed_on_their_way(store: S3Store, link: Proxy) -> None:
+    store.check()
+    link.rules = [Rule(match="^PUT .*changed", flip_up=True, times=1)]
+    store.put(BUCKET, "changed", io.BytesIO(DATA))
+    assert stored(store, "changed") == DATA
+    assert sum("PUT" in request and "changed" in request for request in link.requests) == 2
