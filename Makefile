@@ -90,7 +90,9 @@ fuzz: setup ## Try the readers of buildspecs, patterns and output streams with o
 	$(PYTEST) tests/unit/buildenv/test_fuzz.py tests/unit/buildenv/test_schema.py -n 2 --hypothesis-profile=long --timeout=0
 
 bench: setup ## Measure, against a bare yardstick in the same run
+	@$(BIN)/millrace doctor --install --for test >/dev/null
 	@$(BIN)/python -m tests.benchmarks.parser
+	@$(BIN)/python -m tests.benchmarks.claims
 
 lock: ## Write the lock files anew from requirements/*.in
 	@scripts/lock

@@ -51,6 +51,7 @@ def start() -> tuple[Response, int, dict[str, str]]:
         intake.BuildRequest(
             overrides=overrides,
             initiator=who.name,
+            by_admin=who.scope is TokenScope.ADMIN,
             idempotency_scope=f"token:{who.token_id}",
             idempotency_key=key,
         ),

@@ -118,8 +118,14 @@ def check_reach(project: ProjectSettings, wanted: BuildSettings | ProjectSetting
         raise Forbidden("the cacheNamespace is not the project's own", hint=_BY_ADMIN)
     if wanted.environment.fleet not in (None, project.environment.fleet):
         raise Forbidden("the fleet is not the project's own", hint=_BY_ADMIN)
+    if isinstance(wanted, ProjectSettings) and _standing(wanted) != _standing(project):
+        raise Forbidden("priority, weight and concurrentBuildLimit are the project's standing among others", hint=_BY_ADMIN)
     if wanted.environment.privileged_mode and not project.environment.privileged_mode:
         raise Forbidden("privilegedMode is not the project's own", hint=_BY_ADMIN)
+
+
+def _standing(project: ProjectSettings) -> tuple[int, int, int | None]:
+    return project.millrace.priority, project.millrace.weight, project.concurrent_build_limit
 
 
 def _no_buildspec(value: str, why: str) -> InvalidInput:

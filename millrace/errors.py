@@ -94,6 +94,13 @@ class UnsupportedMedia(RequestError):
     status = 415
 
 
+class LimitExceeded(RequestError):
+    """So many builds of the project wait or run that another is refused."""
+
+    code = "limit_exceeded"
+    status = 429
+
+
 @dataclass(frozen=True, kw_only=True)
 class FieldProblem:
     """One wrong field: `field` is its path in the request (`environment.image`), `what` says what is wrong with it."""

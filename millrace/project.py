@@ -337,6 +337,20 @@ class _Sources(_Checked):
         return versions
 
 
+class ProjectFarm(_Checked):
+    """What CodeBuild does not have, below a project's `millrace`: its place among others, and what the farm does by itself.
+
+    `priority` goes before all shares, `weight` is the project's share. `cancelSuperseded`: a new build of a branch or pull
+    request stops the older ones. `infraRetry`: whether a build that our side failed is tried again: `always`, `never`, or only
+    where none of its commands had begun (`before_commands`).
+    """
+
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    weight: Annotated[int, Field(ge=1, le=100)] = 1
+    cancel_superseded: bool = False
+    infra_retry: Literal["always", "before_commands", "never"] = "always"
+
+
 class ProjectSettings(_Sources):
     """What a user says of a project (CodeBuild: CreateProject). The farm adds its arn and times."""
 
@@ -353,6 +367,7 @@ class ProjectSettings(_Sources):
     logs_config: LogsConfig | None = None
     concurrent_build_limit: Annotated[int, Field(ge=1)] | None = None
     auto_retry_limit: Annotated[int, Field(ge=0, le=10)] | None = None
+    millrace: ProjectFarm = ProjectFarm()
 
     @field_validator("source_version")
     @classmethod

@@ -123,6 +123,13 @@ class Settings(BaseSettings):
 
     min_free_bytes: Annotated[int, Field(ge=0, description="Free disk below which a worker claims nothing.")] = 2 * 1024**3
 
+    max_running: Annotated[
+        int | None, Field(ge=1, description="Builds that run at once on the whole farm, over all fleets; absent: no limit.")
+    ] = None
+    concurrency_overflow: Annotated[
+        Literal["queue", "reject"],
+        Field(description="What a build over its project's concurrentBuildLimit does: wait, or be refused as CodeBuild does."),
+    ] = "queue"
     max_attempts: Annotated[int, Field(ge=1, le=10, description="Attempts of a build where our side fails.")] = 3
     lease_ttl_s: Annotated[float, Field(gt=0, description="Seconds that a claim lasts without renewal.")] = 30
     renew_every_s: Annotated[

@@ -104,7 +104,7 @@ REASON_MEANS: Final[dict[Reason, str]] = {
     Reason.PHASE_RETRY: "a phase failed whose on-failure is RETRY; seen on attempts only, since the build is tried again",
     Reason.QUEUE_TIMEOUT: "the build waited longer than its queued time-out",
     Reason.WORKER_LOST: "the worker went silent, or its process died, as often as attempts are allowed",
-    Reason.WORKER_SHUTDOWN: "the worker left; seen on attempts only, since the build is tried again",
+    Reason.WORKER_SHUTDOWN: "the worker left; the build is tried again, unless its project forbids that",
     Reason.ENGINE_LOST: "the container engine went away",
     Reason.IMAGE_PULL: "the registry could not be asked for the image",
     Reason.SOURCE_UNREACHABLE: "the git server could not be reached",

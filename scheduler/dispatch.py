@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from millrace.errors import Unavailable
 from millrace.log import get_logger
-from millrace.vocabulary import BuildState
+from scheduler import lanes
 from scheduler.db import Database, now_ms
-from scheduler.models import Build, Outbox
+from scheduler.models import IS_QUEUED, Build, Outbox
 from scheduler.queue import bell_key
 
 log = get_logger(__name__)
@@ -123,11 +123,7 @@ def relay(db: Database, bell: Bell) -> int:
         due = session.scalars(
             sa.select(Outbox).where(Outbox.sent_ms.is_(None), Outbox.next_try_ms <= now_ms()).order_by(Outbox.id).limit(500)
         ).all()
-        forgotten = session.execute(
-            sa.select(Build.fleet, sa.func.min(Build.id))
-            .where(Build.state == BuildState.QUEUED.value, Build.queued_ms < now_ms() - FORGOTTEN_MS)
-            .group_by(Build.fleet)
-        ).all()
+        waiting = lanes.waiting_fleets(session)
     sent = 0
     for row in due:
         done = bell.ring(row.payload["buildId"], row.payload["fleet"])
@@ -135,10 +131,18 @@ def relay(db: Database, bell: Bell) -> int:
         if not done:
             return sent
         sent += 1
-    for fleet, build_id in forgotten:
-        if bell.is_heard(fleet) and bell.ring(build_id, fleet):
-            sent += 1
-    return sent
+    return sent + sum(_ring_again(db, bell, fleet) for fleet in waiting)
+
+
+def _ring_again(db: Database, bell: Bell, fleet: str) -> bool:
+    """Ring for a build that waits since long: its message may be lost."""
+    with db.reading() as session:
+        build_id = session.scalar(
+            sa.select(Build.id)
+            .where(IS_QUEUED, Build.fleet == fleet, Build.queued_ms < now_ms() - FORGOTTEN_MS, Build.not_before_ms < now_ms())
+            .limit(1)
+        )
+    return build_id is not None and bell.is_heard(fleet) and bell.ring(build_id, fleet)
 
 
 def _note(db: Database, outbox_id: int, done: bool) -> None:

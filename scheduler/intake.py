@@ -10,15 +10,15 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from millrace.errors import Conflict, FieldProblem, IdempotencyMismatch, InvalidInput, NotFound
+from millrace.errors import Conflict, FieldProblem, IdempotencyMismatch, InvalidInput, LimitExceeded, NotFound
 from millrace.log import get_logger
 from millrace.project import BuildOverrides, BuildSettings, ProjectSettings, effective
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState
 from scheduler.db import Database, now_ms
-from scheduler.lifecycle import repeated
+from scheduler.lifecycle import repeated, supersede
 from scheduler.models import Build, Idempotency, Project
-from scheduler.queue import Origin, enqueue
+from scheduler.queue import Origin, enqueue, line_of
 from scheduler.states import TERMINAL
 
 log = get_logger(__name__)
@@ -28,10 +28,14 @@ KEY_LASTS_MS: Final = 86_400_000
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """A wish for a build. The same `idempotency_key` in the same `idempotency_scope` within 24 hours means the same build."""
+    """A wish for a build. The same `idempotency_key` in the same `idempotency_scope` within 24 hours means the same build.
+
+    `by_admin`: the request's priority counts among all builds of its fleet, not only among those of its project.
+    """
 
     overrides: BuildOverrides
     initiator: str
+    by_admin: bool = False
     idempotency_scope: str = ""
     idempotency_key: str | None = None
 
@@ -66,14 +70,26 @@ class Submitted:
 def submit(db: Database, request: BuildRequest, settings: Settings) -> Submitted:
     """Queue a build. When this returns, the build is on durable storage.
 
-    Raises NotFound for an unknown project, InvalidInput where an override does not fit, IdempotencyMismatch.
+    Raises NotFound for an unknown project, InvalidInput where an override does not fit, IdempotencyMismatch, LimitExceeded.
     """
 
     def make(session: Session) -> Build:
         project = _project(session, request.overrides.project_name)
         wanted = _settings(project, request.overrides)
-        origin = Origin(initiator=request.initiator, priority=request.overrides.priority, max_attempts=settings.max_attempts)
-        return enqueue(session, project, wanted, origin)
+        priority = request.overrides.priority
+        origin = Origin(
+            initiator=request.initiator,
+            level=project.priority + (priority if request.by_admin else 0),
+            priority=priority,
+            max_attempts=settings.max_attempts,
+            line=line_of(wanted),
+        )
+        if settings.concurrency_overflow == "reject":
+            _refuse_overflow(session, project)
+        build = enqueue(session, project, wanted, origin)
+        if project.cancel_superseded and build.line is not None:
+            supersede(session, build)
+        return build
 
     return _once(db, request, make)
 
@@ -94,7 +110,11 @@ def retry(db: Database, request: RetryRequest, settings: Settings) -> Submitted:
             )
         project = _project(session, build.project_name)
         origin = Origin(
-            initiator=request.initiator, priority=build.priority, max_attempts=settings.max_attempts, retry_of=build.id
+            initiator=request.initiator,
+            level=build.level,
+            priority=build.priority,
+            max_attempts=settings.max_attempts,
+            retry_of=build.id,
         )
         try:
             return enqueue(session, project, repeated(build), origin)
@@ -146,6 +166,19 @@ def _project(session: Session, name: str) -> Project:
             hint="POST /v1/projects makes one; GET /v1/projects lists them.",
         )
     return project
+
+
+def _refuse_overflow(session: Session, project: Project) -> None:
+    """CodeBuild: StartBuild over concurrentBuildLimit is an AccountLimitExceededException."""
+    limit = project.concurrent_build_limit
+    if limit is None:
+        return
+    busy = session.scalar(sa.select(sa.func.count()).where(Build.project_name == project.name, Build.finished_ms.is_(None)))
+    if busy is not None and busy >= limit:
+        raise LimitExceeded(
+            f"project {project.name} has {busy} builds that wait or run, its limit is {limit}",
+            hint="Wait for one to end, raise concurrentBuildLimit, or set MILLRACE_CONCURRENCY_OVERFLOW=queue.",
+        )
 
 
 def _settings(project: Project, overrides: BuildOverrides) -> BuildSettings:

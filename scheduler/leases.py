@@ -15,9 +15,10 @@ from millrace.log import get_logger
 from millrace.project import BuildSettings
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
+from scheduler import fairness, lanes
 from scheduler.db import Database, now_ms
-from scheduler.lifecycle import apply, end_attempt, give_back, held, phase_retries, time_out
-from scheduler.models import Attempt, Build, Phase, Project, Worker
+from scheduler.lifecycle import apply, end_attempt, give_back, held, phase_retries, stopped_message, time_out
+from scheduler.models import Attempt, Build, Phase, Served, Worker
 from scheduler.states import HELD, BuildEvent
 
 log = get_logger(__name__)
@@ -26,6 +27,8 @@ DEADLINE_GRACE_MS: Final = 60_000
 """How long after a build's deadline its worker may still report before the farm ends the build itself."""
 STOP_GRACE_MS: Final = 180_000
 """How long a worker has to end a build that it was told to stop, before the farm ends it and fences the worker."""
+_TRIES: Final = 20
+"""How many builds a claim looks at that cannot be claimed after all, before it leaves the rest to the next one."""
 _HELD_NAMES: Final = tuple(state.value for state in HELD)
 
 
@@ -40,9 +43,9 @@ def build_arn(settings: Settings, build_id: str) -> str:
 
 
 def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | None:
-    """The best waiting build of the worker's fleet, now held by it; None where nothing waits that may run.
+    """The waiting build of the worker's fleet whose turn it is, now held by it; None where nothing waits that may run.
 
-    Best is: highest priority, then the project with the fewest builds running, then the longest wait.
+    Whose turn it is, `scheduler.fairness` says.
     """
     if request.protocol != PROTOCOL:
         raise InvalidInput(
@@ -56,34 +59,37 @@ def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | No
             return None
         if not db.is_sqlite:  # claims queue up behind one another, so that limits and shares are counted, not guessed
             session.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
-        while (build := _best(session, request.fleet)) is not None:
-            claimed = _take(session, build, request.worker_id, settings)
-            if claimed is not None:
-                return claimed
-        return None
+        return _next(session, request, settings)
 
     return db.run(work)
 
 
-def _best(session: Session, fleet: str) -> Build | None:
-    running = (
-        sa.select(Build.project_name, sa.func.count().label("count"))
-        .where(Build.state.in_(_HELD_NAMES))
-        .group_by(Build.project_name)
-        .subquery()
-    )
-    count = sa.func.coalesce(running.c.count, 0)
-    return session.scalars(
-        sa.select(Build)
-        .join(Project, Project.name == Build.project_name)
-        .outerjoin(running, running.c.project_name == Build.project_name)
-        .where(Build.fleet == fleet, Build.state == BuildState.QUEUED.value, Build.cancel_requested_ms.is_(None))
-        .where(Build.queue_deadline_ms > now_ms())
-        .where(sa.or_(Project.concurrent_build_limit.is_(None), count < Project.concurrent_build_limit))
-        .order_by(Build.priority.desc(), count, Build.queued_ms, Build.number)
-        .limit(1)
-        .with_for_update(of=Build, skip_locked=True)
-    ).first()
+def _next(session: Session, request: ClaimRequest, settings: Settings) -> Claim | None:
+    fleet = request.fleet
+    load = lanes.load_of(session, fleet)
+    if not lanes.limits_of(session, fleet, settings).leave_room(load):
+        return None
+    now: int = session.execute(sa.select(now_ms())).scalar_one()
+    turn = lanes.turn_of(session, fleet)
+    fair = fairness.is_fair(turn.claims)
+    moved: set[str] = set()
+    for _ in range(_TRIES):
+        lane = fairness.choose(lanes.read_lanes(session, fleet, load, now, fair=fair, without=moved), fair=fair)
+        if lane is None:
+            return None
+        build = session.get(Build, lane.build_id, with_for_update={"skip_locked": True}, populate_existing=True)
+        if build is None or build.state != BuildState.QUEUED or build.cancel_requested_ms is not None:
+            moved.add(lane.project)  # it is being stopped, or timed out, this very moment
+            continue
+        claimed = _take(session, build, request.worker_id, settings)
+        if claimed is None:
+            continue
+        turn.claims += 1
+        served, turn.clock = fairness.serve(lane.served, lane.weight, turn.clock)
+        session.merge(Served(fleet=fleet, project_name=lane.project, clock=served))
+        session.flush()
+        return claimed
+    return None
 
 
 def _take(session: Session, build: Build, worker_id: str, settings: Settings) -> Claim | None:
@@ -213,7 +219,7 @@ def enforce_deadlines(db: Database) -> list[str]:
 
 
 def _unheard(session: Session, build: Build) -> None:
-    message = "stopped on request; its worker did not answer to that"
+    message = f"{stopped_message(build)}; its worker did not answer to that"
     end_attempt(session, build, Verdict.STOPPED, Reason.CANCELLED, message)
     apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message=message)
 
@@ -222,7 +228,7 @@ def _overdue(session: Session, build: Build) -> None:
     message = "the build ran past its time-out, and its worker did not end it"
     end_attempt(session, build, Verdict.TIMED_OUT, Reason.TIMEOUT, message)
     if build.cancel_requested_ms is not None:
-        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped on request")
+        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message=stopped_message(build))
         return
     time_out(session, build, message)
 

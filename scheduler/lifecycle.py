@@ -13,7 +13,7 @@ from millrace.errors import AttemptFenced, InvalidInput
 from millrace.ids import staging_prefix
 from millrace.log import get_logger
 from millrace.project import BuildSettings
-from millrace.vocabulary import BuildState, Reason, StatusType, Verdict
+from millrace.vocabulary import COMMAND_PHASES, BuildState, Reason, StatusType, Verdict
 from scheduler import caches, publication
 from scheduler.db import Database, now_ms
 from scheduler.models import Attempt, Build, Event, LogChunk, Phase, Project
@@ -29,6 +29,10 @@ _VERDICT_EVENTS: Final = {
 }
 _UNCHARGED: Final = frozenset({Reason.WORKER_SHUTDOWN})
 """Reasons for which an attempt does not count against the build's cap: nobody's fault, and sure to pass."""
+_LIKELY_AGAIN: Final = frozenset(
+    {Reason.ENGINE_LOST, Reason.IMAGE_PULL, Reason.SOURCE_UNREACHABLE, Reason.STORAGE, Reason.SECRETS_AWAY}
+)
+"""Reasons that another attempt at once would likely meet again; one by one, they are tried later and later."""
 _NEVER_AGAIN: Final = frozenset({Reason.BUG})
 """Reasons of ours that a second attempt would only meet again."""
 MAX_PHASE_RETRIES: Final = 100
@@ -125,6 +129,7 @@ def _retry_by_itself(session: Session, build: Build, reason: Reason) -> None:
         return
     origin = Origin(
         initiator=build.initiator,
+        level=build.level,
         priority=build.priority,
         max_attempts=build.max_attempts,
         retry_of=build.id,
@@ -174,7 +179,7 @@ def end_attempt(session: Session, build: Build, verdict: Verdict, reason: Reason
 def give_back(session: Session, build: Build, reason: Reason, message: str) -> None:
     """An attempt is over through no fault of the user's: STOPPED if that was asked for, queued again, or FAULT at the cap."""
     if build.cancel_requested_ms is not None:
-        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped on request")
+        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message=stopped_message(build))
         return
     if reason is Reason.PHASE_RETRY:
         retries, spent_ms = phase_retries(session, build)
@@ -189,11 +194,32 @@ def give_back(session: Session, build: Build, reason: Reason, message: str) -> N
     if reason not in _UNCHARGED or build.attempt_no - build.faults > _FREE_RETURNS:
         build.faults += 1
         session.flush()
-    if reason not in _NEVER_AGAIN and build.faults < build.max_attempts:
+    if reason not in _NEVER_AGAIN and build.faults < build.max_attempts and _may_repeat(session, build):
         apply(session, build, BuildEvent.REQUEUED, reason=reason)
+        if reason in _LIKELY_AGAIN:
+            build.not_before_ms = build.queued_ms + backoff_ms(build.faults)
+            session.flush()
         put_bell(session, build)
         return
     apply(session, build, BuildEvent.FAULTED, reason=reason, message=message)
+
+
+def backoff_ms(faults: int) -> int:
+    """How long a build waits at least after its `faults`th fault of a kind that may last: 2, 8, 32 s, at most two minutes."""
+    return int(min(120_000, 500 * 4**faults))
+
+
+def _may_repeat(session: Session, build: Build) -> bool:
+    """Whether the project lets a build that our side failed run again: what its commands did outside is not undone by that."""
+    rule = session.scalar(sa.select(Project.infra_retry).where(Project.name == build.project_name))
+    if rule == "before_commands":
+        begun = sa.select(Phase.phase_type).where(
+            Phase.build_id == build.id,
+            Phase.attempt_no == build.attempt_no,
+            Phase.phase_type.in_([phase.value for phase in COMMAND_PHASES]),
+        )
+        return session.scalar(sa.select(begun.exists())) is False
+    return rule != "never"
 
 
 def phase_retries(session: Session, build: Build) -> tuple[int, int]:
@@ -263,7 +289,13 @@ def plain(text: str) -> str:
 
 def _conclude(session: Session, build: Build, report: FinishReport, message: str) -> None:
     if build.cancel_requested_ms is not None or report.verdict is Verdict.STOPPED:
-        apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message=message or "stopped on request")
+        apply(
+            session,
+            build,
+            BuildEvent.STOPPED,
+            reason=Reason.CANCELLED,
+            message=stopped_message(build, message or "stopped on request"),
+        )
         return
     event = _VERDICT_EVENTS.get(report.verdict)
     if event is None:  # FAULT or HANDED_BACK
@@ -291,14 +323,45 @@ def request_stop(db: Database, build_id: str) -> bool:
             return False
         if BuildState(build.state) in TERMINAL:
             return True
-        if build.cancel_requested_ms is None:
-            build.cancel_requested_ms = session.execute(sa.select(now_ms())).scalar_one()
-            session.flush()
-        if build.state == BuildState.QUEUED:
-            apply(session, build, BuildEvent.STOPPED, reason=Reason.CANCELLED, message="stopped before it started")
+        _wish_stop(session, build)
         return True
 
     return db.run(work)
+
+
+def supersede(session: Session, newer: Build) -> None:
+    """Stop the older builds of the branch or pull request that `newer` is of, in the commit that queues it."""
+    older = (
+        sa.select(Build)
+        .where(Build.project_name == newer.project_name, Build.line == newer.line, Build.finished_ms.is_(None))
+        .where(Build.number < newer.number)
+        .order_by(Build.id)
+        .with_for_update()
+    )
+    for build in session.scalars(older):
+        if build.superseded_by is None:
+            build.superseded_by = newer.id
+        _wish_stop(session, build)
+
+
+def _wish_stop(session: Session, build: Build) -> None:
+    """A queued build ends at once, a held one when its worker next renews."""
+    if build.cancel_requested_ms is None:
+        build.cancel_requested_ms = session.execute(sa.select(now_ms())).scalar_one()
+        session.flush()
+    if build.state == BuildState.QUEUED:
+        apply(
+            session,
+            build,
+            BuildEvent.STOPPED,
+            reason=Reason.CANCELLED,
+            message=stopped_message(build, "stopped before it started"),
+        )
+
+
+def stopped_message(build: Build, otherwise: str = "stopped on request") -> str:
+    """Why a build was stopped."""
+    return f"superseded by {build.superseded_by}" if build.superseded_by else otherwise
 
 
 def held(

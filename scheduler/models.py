@@ -11,7 +11,16 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 Json = sa.JSON
 Ms = sa.BigInteger
 _LOG_HERE = sa.text("log_key IS NULL AND log_bytes > 0")
+IS_QUEUED = sa.text("builds.state = 'QUEUED'")
+IS_HELD = sa.text("builds.state IN ('CLAIMED', 'RUNNING', 'FINALIZING')")
+"""Written out, as a condition with parameters is not seen to be that of a partial index."""
 _AUTO = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+
+def _index(name: str, *columns: Any, only: sa.TextClause) -> sa.Index:
+    """An index of those rows alone for which `only` holds."""
+    condition = sa.text(str(only).replace("builds.", ""))
+    return sa.Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
 
 
 class Base(DeclarativeBase):
@@ -36,6 +45,10 @@ class Project(Base):
     uuid: Mapped[str] = mapped_column(sa.String(36))
     settings: Mapped[dict[str, Any]] = mapped_column(Json)
     concurrent_build_limit: Mapped[int | None]
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    weight: Mapped[int] = mapped_column(default=1, server_default="1")
+    cancel_superseded: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    infra_retry: Mapped[str] = mapped_column(sa.String(20), default="always", server_default="always")
     last_build_number: Mapped[int] = mapped_column(default=0)
     created_ms: Mapped[int] = mapped_column(Ms)
     modified_ms: Mapped[int] = mapped_column(Ms)
@@ -43,7 +56,11 @@ class Project(Base):
 
 
 class Build(Base):
-    """A build: what was asked for, where it stands, who holds it. `deadline_ms` is None while it waits, and where it ended so."""
+    """A build: what was asked for, where it stands, who holds it. `deadline_ms` is None while it waits, and where it ended so.
+
+    `level` orders it among all builds of its fleet, `priority` among those of its project and level; `rank` is both, the least
+    first. `not_before_ms`: it waits until then at least. `line` names the branch or pull request that it is of, where one is.
+    """
 
     __tablename__ = "builds"
     id: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
@@ -75,9 +92,25 @@ class Build(Base):
     retry_of: Mapped[str | None] = mapped_column(sa.String(200))
     auto_retry_number: Mapped[int] = mapped_column(default=0, server_default="0")
     next_auto_retry: Mapped[str | None] = mapped_column(sa.String(200))
+    level: Mapped[int] = mapped_column(default=0, server_default="0")
+    rank: Mapped[int] = mapped_column(default=0, server_default="0")
+    not_before_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
+    line: Mapped[str | None] = mapped_column(sa.String(256))
+    superseded_by: Mapped[str | None] = mapped_column(sa.String(200))
     __table_args__ = (
         sa.UniqueConstraint("project_name", "number"),
-        sa.Index("ix_builds_queue", "fleet", "state", "priority", "queued_ms"),
+        _index(
+            "ix_builds_waiting",
+            "fleet",
+            "project_name",
+            "rank",
+            "number",
+            only=IS_QUEUED,
+        ),
+        _index("ix_builds_waiting_age", "fleet", "project_name", "number", only=IS_QUEUED),
+        _index("ix_builds_waiting_deadline", "queue_deadline_ms", only=IS_QUEUED),
+        _index("ix_builds_held", "fleet", "project_name", only=IS_HELD),
+        _index("ix_builds_line", "project_name", "line", only=sa.text("finished_ms IS NULL")),
         sa.Index("ix_builds_state_lease", "state", "lease_expires_ms"),
         sa.Index("ix_builds_submitted", "submitted_ms", "id"),
         sa.Index("ix_builds_project_submitted", "project_name", "submitted_ms", "id"),
@@ -265,6 +298,36 @@ class Worker(Base):
     free_slots: Mapped[int]
     first_seen_ms: Mapped[int] = mapped_column(Ms)
     last_seen_ms: Mapped[int] = mapped_column(Ms)
+
+
+class Fleet(Base):
+    """A fleet as it is set: paused or not, and how many of its builds may run at once. One without a row has no such limits."""
+
+    __tablename__ = "fleets"
+    name: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
+    paused_ms: Mapped[int | None] = mapped_column(Ms)
+    paused_by: Mapped[str | None] = mapped_column(sa.String(200))
+    paused_why: Mapped[str | None] = mapped_column(sa.String(500))
+    max_running: Mapped[int | None]
+    modified_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
+
+
+class Turn(Base):
+    """How many claims a fleet has had, and its clock (`scheduler.fairness`)."""
+
+    __tablename__ = "turns"
+    fleet: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
+    claims: Mapped[int] = mapped_column(Ms, default=0)
+    clock: Mapped[int] = mapped_column(Ms, default=0)
+
+
+class Served(Base):
+    """Where a fleet's clock stands for one project (`scheduler.fairness`)."""
+
+    __tablename__ = "served"
+    fleet: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
+    project_name: Mapped[str] = mapped_column(sa.String(150), primary_key=True)
+    clock: Mapped[int] = mapped_column(Ms, default=0)
 
 
 class Token(Base):

@@ -114,6 +114,8 @@ def _living(session: Session, name: str, *, lock: bool = False) -> Project:
 def _fill(row: Project, settings: ProjectSettings) -> None:
     row.settings = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     row.concurrent_build_limit = settings.concurrent_build_limit
+    row.priority, row.weight = settings.millrace.priority, settings.millrace.weight
+    row.cancel_superseded, row.infra_retry = settings.millrace.cancel_superseded, settings.millrace.infra_retry
 
 
 def _record(row: Project) -> ProjectRecord:

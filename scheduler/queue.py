@@ -14,16 +14,22 @@ from millrace.vocabulary import BuildState
 from scheduler.db import now_ms
 from scheduler.models import Build, Outbox, Project
 
-_FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_COMMIT: Final = re.compile(r"[0-9a-f]{7,40}|[0-9a-f]{64}")
+FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a build comes from. `retry_of` names the build that it repeats; `auto_retry_number` counts from the first one, 0."""
+    """Where a build comes from. `retry_of` names the build that it repeats; `auto_retry_number` counts from the first one, 0.
+
+    `level` and `priority` are as in `scheduler.models.Build`; so is `line`.
+    """
 
     initiator: str
+    level: int
     priority: int
     max_attempts: int
+    line: str | None = None
     retry_of: str | None = None
     auto_retry_number: int = 0
 
@@ -39,7 +45,10 @@ def enqueue(session: Session, project: Project, wanted: BuildSettings, origin: O
         settings=wanted.model_dump(mode="json", by_alias=True, exclude_none=True),
         initiator=origin.initiator,
         fleet=_fleet(wanted),
+        level=origin.level,
         priority=origin.priority,
+        rank=-1000 * origin.level - origin.priority,
+        line=origin.line,
         state=BuildState.QUEUED.value,
         max_attempts=origin.max_attempts,
         submitted_ms=now,
@@ -52,6 +61,7 @@ def enqueue(session: Session, project: Project, wanted: BuildSettings, origin: O
         exported=[],
         retry_of=origin.retry_of,
         auto_retry_number=origin.auto_retry_number,
+        not_before_ms=0,
     )
     session.add(build)
     session.flush()
@@ -65,7 +75,7 @@ def bell_key(build_id: str, attempt_no: int) -> str:
 
 
 def put_bell(session: Session, build: Build) -> None:
-    """Leave word that `build` waits, to be told to its fleet after the commit."""
+    """Leave word that `build` waits, to be told to its fleet after the commit, or when it may start."""
     at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
     session.add(
         Outbox(
@@ -73,9 +83,20 @@ def put_bell(session: Session, build: Build) -> None:
             key=bell_key(build.id, build.attempt_no),
             payload={"buildId": build.id, "fleet": build.fleet},
             created_ms=at_ms,
-            next_try_ms=at_ms,
+            next_try_ms=max(at_ms, build.not_before_ms),
         )
     )
+
+
+def line_of(wanted: BuildSettings) -> str | None:
+    """The branch or pull request that a build is of; None of a commit, a tag, or a source that is no git repository.
+
+    No version at all is the repository's own default branch.
+    """
+    if not wanted.source.is_git:
+        return None
+    version = (wanted.source_version or "HEAD").removeprefix("refs/heads/")
+    return None if version.startswith("refs/tags/") or _COMMIT.fullmatch(version) else version
 
 
 def _fleet(wanted: BuildSettings) -> str:
@@ -84,7 +105,7 @@ def _fleet(wanted: BuildSettings) -> str:
     if not arn:
         return "default"
     name = arn.rpartition("fleet/")[2].partition(":")[0] if arn.startswith("arn:") else arn
-    if _FLEET_NAME.fullmatch(name) is None:
+    if FLEET_NAME.fullmatch(name) is None:
         what = "is neither the ARN nor the name of a fleet; a name has at most 100 letters, digits, hyphens, dots and underscores"
         raise InvalidInput(f"{arn[:100]!r} {what}", fields=[FieldProblem(field="environment.fleet.fleetArn", what=what)])
     return name

@@ -296,8 +296,45 @@ def test_a_worker_that_leaves_is_not_counted_against_the_build(database: Databas
 def test_a_fault_of_ours_is_tried_again_but_a_bug_is_not(database: Database, settings: Settings) -> None:
     a_project(database)
     a_build(database, settings)
-    assert finished(database, a_claim(database, settings), verdict=Verdict.FAULT, reason=Reason.STORAGE) is BuildState.QUEUED
+    assert finished(database, a_claim(database, settings), verdict=Verdict.FAULT, reason=Reason.WORKER_LOST) is BuildState.QUEUED
     assert finished(database, a_claim(database, settings), verdict=Verdict.FAULT, reason=Reason.BUG) is BuildState.FAULT
+
+
+def test_a_fault_that_may_last_is_tried_again_later_and_its_bell_waits_too(database: Database, settings: Settings) -> None:
+    a_project(database)
+    build = a_build(database, settings)
+    assert finished(database, a_claim(database, settings), verdict=Verdict.FAULT, reason=Reason.STORAGE) is BuildState.QUEUED
+    assert leases.claim(database, a_claim_request(), settings) is None
+    with database.transaction() as session:
+        row = session.get_one(Build, build)
+        bell = session.scalars(sa.select(Outbox).order_by(Outbox.id.desc())).first()
+        assert bell is not None
+        assert bell.next_try_ms == row.not_before_ms == row.queued_ms + lifecycle.backoff_ms(1)
+        row.not_before_ms = 0
+    assert a_claim(database, settings).build_id == build
+
+
+@pytest.mark.parametrize(
+    ("rule", "begun", "then"),
+    [
+        ("always", True, BuildState.QUEUED),
+        ("before_commands", False, BuildState.QUEUED),
+        ("before_commands", True, BuildState.FAULT),
+        ("never", False, BuildState.FAULT),
+    ],
+)
+def test_a_project_says_whether_a_fault_of_ours_is_tried_again(
+    database: Database, settings: Settings, rule: str, begun: bool, then: BuildState
+) -> None:
+    a_project(database, millrace={"infraRetry": rule})
+    build = a_build(database, settings)
+    claim = a_claim(database, settings)
+    if begun:
+        report = PhaseReport(phase_type=PhaseType.INSTALL, started_at_ms=1)
+        attempts.record_phase(database, build, 1, hash_token(claim.token), report)
+    let_lease_run_out(database, build)
+    leases.expire(database)
+    assert shown(database, build).state is then
 
 
 def test_a_renewal_moves_the_lease_and_tells_of_a_wish_to_stop(database: Database, settings: Settings) -> None:

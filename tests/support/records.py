@@ -35,7 +35,7 @@ def a_project(db: Database, name: str = "demo", **changes: Any) -> ProjectSettin
 def a_build(db: Database, settings: Settings, project: str = "demo", **overrides: Any) -> str:
     """A queued build; its id."""
     wanted = BuildOverrides.model_validate({"projectName": project, **overrides})
-    return intake.submit(db, intake.BuildRequest(overrides=wanted, initiator="tests"), settings).build_id
+    return intake.submit(db, intake.BuildRequest(overrides=wanted, initiator="tests", by_admin=True), settings).build_id
 
 
 def a_claim_request(worker: str = "w1", **changes: Any) -> ClaimRequest:

@@ -32,6 +32,7 @@ from millrace.settings import Settings
 from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
 from scheduler import attempts, intake, leases, lifecycle, queries
 from scheduler.db import Database, now_ms
+from scheduler.fairness import is_fair
 from scheduler.leases import hash_token
 from scheduler.models import Build, Event, Outbox
 from scheduler.states import HELD, TERMINAL
@@ -96,6 +97,7 @@ class Records(RuleBasedStateMachine):
         self.model: dict[str, Model] = {}
         self.keys: dict[str, str] = {}
         self.claims: list[Claim] = []
+        self.turn = 0
         for project in PROJECTS:
             self.submit(project, None, 0)
             self.claim(True)
@@ -112,7 +114,9 @@ class Records(RuleBasedStateMachine):
     def submit(self, project: str, key: str | None, priority: int) -> None:
         wanted = BuildOverrides.model_validate({"projectName": project, "priority": priority})
         scope = f"{project}{priority}"
-        request = intake.BuildRequest(overrides=wanted, initiator="t", idempotency_scope=scope, idempotency_key=key)
+        request = intake.BuildRequest(
+            overrides=wanted, initiator="t", by_admin=True, idempotency_scope=scope, idempotency_key=key
+        )
         submitted = intake.submit(self.db, request, FARM)
         known = self.keys.get(scope) if key else None
         assert submitted.created == (known is None)
@@ -147,9 +151,11 @@ class Records(RuleBasedStateMachine):
         if claimed is None:
             return
         model = fit[claimed.build_id]
-        best = max(m.priority for m in fit.values())
-        assert model.priority == best
-        assert busy[model.project] == min(busy[m.project] for m in fit.values() if m.priority == best)
+        fair, self.turn = is_fair(self.turn), self.turn + 1
+        best = {build: m for build, m in fit.items() if fair or m.priority == max(m.priority for m in fit.values())}
+        assert claimed.build_id in best
+        assert busy[model.project] == min(busy[m.project] for m in best.values())
+        assert claimed.build_id == next(build for build, m in best.items() if m.project == model.project)  # the oldest of it
         model.state, model.attempt_no, model.logged = BuildState.CLAIMED, model.attempt_no + 1, 0
         assert claimed.attempt_no == model.attempt_no
         if answer_arrives:
