@@ -4,7 +4,7 @@ import threading
 
 from flask import Flask
 
-from api import artifacts, attempts, builds, errors, health, logs, objects, projects, secrets, uploads
+from api import artifacts, attempts, builds, errors, fleets, health, logs, objects, projects, secrets, uploads
 from api.context import Context, places_for_streams
 from api.readiness import Readiness, silent
 from millrace.settings import Settings
@@ -30,7 +30,7 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
         readiness=readiness,
         secrets=open_provider(settings, db),
     )
-    for part in (projects, builds, secrets, logs, artifacts, uploads, attempts, objects, health):
+    for part in (projects, builds, fleets, secrets, logs, artifacts, uploads, attempts, objects, health):
         app.register_blueprint(part.blueprint)
     errors.install(app)
     return app

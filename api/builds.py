@@ -15,7 +15,7 @@ from api.projects import check_artifacts, check_reach, check_sources
 from millrace.errors import InvalidInput, NotFound
 from millrace.project import BuildOverrides, RetryWish, effective
 from millrace.vocabulary import BuildState, TokenScope
-from scheduler import dispatch, intake, lifecycle, projects, queries
+from scheduler import dispatch, intake, lifecycle, projects, queries, waiting
 from scheduler.queries import BuildRecord
 
 _OVERRIDES: Final = {
@@ -124,6 +124,21 @@ def show(build_id: str) -> dict[str, Any]:
     """One build."""
     require_build(build_id)
     return render.build(existing(build_id), here().settings)
+
+
+@blueprint.get("/<build_id>/queue")
+@needs(Scope.USER)
+def queue(build_id: str) -> dict[str, Any]:
+    """Why a build waits: its position, who goes before it, the limits that bind, and what would lift them.
+
+    A project's token is not told which builds of other projects go before.
+    """
+    only()
+    require_build(build_id)
+    found = waiting.explain(here().db, build_id, here().settings)
+    if found is None:
+        raise _none(build_id)
+    return render.waiting(found, only_project=principal().project)
 
 
 @blueprint.post("/<build_id>/retry")

@@ -10,6 +10,7 @@ from millrace.vocabulary import ArtifactsType, BuildState, StatusType
 from scheduler.leases import build_arn
 from scheduler.projects import ProjectRecord
 from scheduler.queries import ArtifactRecord, BuildRecord, PhaseRecord
+from scheduler.waiting import Waiting
 
 
 def seconds(ms: int) -> float:
@@ -182,4 +183,24 @@ def _logs(record: BuildRecord, settings: Settings) -> dict[str, Any]:
         "deepLink": f"{settings.api}/v1/builds/{record.id}/logs",
         "cloudWatchLogs": {"status": "ENABLED"},
         "s3Logs": {"status": "DISABLED", "encryptionDisabled": False},
+    }
+
+
+def waiting(found: Waiting, *, only_project: str | None) -> dict[str, Any]:
+    """Why a build waits. Builds of other projects than `only_project` are counted, and not named."""
+    limits = [
+        {"limit": bound.limit.value, "says": bound.says, "lift": bound.lift, "needs": bound.needs} for bound in found.limits
+    ]
+    return {
+        "buildId": found.build_id,
+        "state": found.state.value,
+        "fleet": found.fleet,
+        "position": found.position,
+        "aheadCount": found.ahead_count,
+        "ahead": [
+            {"id": one.build_id, "projectName": one.project} if only_project in (None, one.project) else {} for one in found.ahead
+        ],
+        "binding": limits[0] if limits else None,
+        "limits": limits,
+        "says": found.says,
     }

@@ -7,7 +7,7 @@ import click
 
 from millrace import __version__
 from millrace import log as logging
-from millrace.commands import builds, farm, lint, secrets
+from millrace.commands import builds, farm, fleets, lint, secrets
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
@@ -34,6 +34,8 @@ for verb in (
     builds.stop,
     builds.retry,
     builds.artifacts,
+    fleets.why,
+    fleets.fleet,
     lint.lint,
     farm.up,
     farm.down,

@@ -13,13 +13,14 @@ from sqlalchemy.orm import Session
 
 from millrace.errors import Unavailable
 from millrace.log import get_logger
-from scheduler import lanes
+from scheduler import fleets, lanes
 from scheduler.db import Database, now_ms
 from scheduler.models import IS_QUEUED, Build, Outbox
 from scheduler.queue import bell_key
 
 log = get_logger(__name__)
 TASK: Final = "worker.run_build"
+_MOST_WOKEN: Final = 100
 QUIET_S: Final = 3.0
 """After a failed ring, how long no other is tried, so that a dead Redis does not slow every request down."""
 FORGOTTEN_MS: Final = 10_000
@@ -112,6 +113,19 @@ def ring_now(db: Database, bell: Bell, build_id: str, fleet: str) -> None:
         db.run(work)
     except Unavailable as error:
         log.warning("outbox.not_marked", build_id=build_id, why=error.message)
+
+
+def wake(db: Database, bell: Bell, fleet: str) -> None:
+    """Ring once for each living worker of `fleet`, as what kept its builds waiting may be gone. Never raises."""
+    try:
+        with db.reading() as session:
+            workers = fleets.capacity_of(session, fleet).workers
+    except Unavailable as error:
+        log.warning("bell.failed", fleet=fleet, why=error.message)
+        return
+    for _ in range(min(workers, _MOST_WOKEN)):
+        if not bell.ring("", fleet):
+            return
 
 
 def relay(db: Database, bell: Bell) -> int:

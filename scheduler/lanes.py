@@ -66,12 +66,8 @@ def limits_of(session: Session, fleet: str, settings: Settings) -> Limits:
 
 
 def turn_of(session: Session, fleet: str) -> Turn:
-    """The fleet's count of claims and its clock, made at its first claim."""
-    turn = session.get(Turn, fleet)
-    if turn is None:
-        turn = Turn(fleet=fleet, claims=0, clock=0)
-        session.add(turn)
-    return turn
+    """The fleet's count of claims and its clock."""
+    return session.get(Turn, fleet) or Turn(fleet=fleet, claims=0, clock=0)
 
 
 def may_start(now: int) -> sa.ColumnElement[bool]:
@@ -84,7 +80,7 @@ def read_lanes(session: Session, fleet: str, load: Load, now: int, *, fair: bool
 
     Projects at their limit are left out, and those in `without`. As many rows are read as projects wait.
     """
-    waiting = _waiting_projects(fleet)
+    waiting = waiting_projects(fleet)
     head = (
         sa.select(Build.id)
         .where(IS_QUEUED, Build.fleet == fleet, Build.project_name == waiting.c.project, may_start(now))
@@ -124,7 +120,8 @@ def waiting_fleets(session: Session) -> list[str]:
     return list(session.scalars(sa.select(_steps(Build.fleet, "fleet_step").c.value).where(sa.text("value IS NOT NULL"))))
 
 
-def _waiting_projects(fleet: str) -> sa.Subquery:
+def waiting_projects(fleet: str) -> sa.Subquery:
+    """The projects that have builds waiting for the fleet: `waiting.project`, and a NULL."""
     steps = _steps(Build.project_name, "project_step", Build.fleet == fleet)
     return sa.select(steps.c.value.label("project")).subquery("waiting")
 

@@ -84,6 +84,7 @@ def _next(session: Session, request: ClaimRequest, settings: Settings) -> Claim 
         claimed = _take(session, build, request.worker_id, settings)
         if claimed is None:
             continue
+        session.add(turn)
         turn.claims += 1
         served, turn.clock = fairness.serve(lane.served, lane.weight, turn.clock)
         session.merge(Served(fleet=fleet, project_name=lane.project, clock=served))

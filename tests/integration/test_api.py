@@ -394,6 +394,36 @@ def test_no_route_shows_a_project_token_that_other_projects_are_there(api: Api) 
     assert seen >= 7
 
 
+def test_the_queue_says_what_keeps_a_build_and_names_no_other_projects_builds(api: Api) -> None:
+    api.ok("POST", "/v1/projects", json=a_project_json("other"))
+    first, second = api.build(), api.build("other")
+    api.ok("POST", "/v1/fleets/default/pause", json={"why": "disks"})
+    mine = tokens.create(api.db, "mine", TokenScope.PROJECT, project="other")
+    found = api.ok("GET", f"/v1/builds/{second}/queue", token=mine)
+    assert (found["position"], found["aheadCount"], found["ahead"]) == (2, 1, [{}])
+    assert [bound["limit"] for bound in found["limits"]] == ["fleet_paused", "no_worker"]
+    assert found["binding"] == found["limits"][0]
+    assert api.ok("GET", f"/v1/builds/{second}/queue")["ahead"] == [{"id": first, "projectName": "demo"}]
+    assert (
+        api.send("POST", "/worker/v1/claim", token=api.worker, json=a_claim_request().model_dump(by_alias=True)).status_code
+        == 204
+    )
+    (fleet,) = api.ok("GET", "/v1/fleets")["fleets"]
+    assert (fleet["name"], fleet["waiting"], fleet["paused"]["why"], fleet["workers"]) == ("default", 2, "disks", 1)
+    assert api.ok("POST", "/v1/fleets/default/resume")["paused"] is None
+    assert api.ok("PUT", "/v1/fleets/default", json={"maxRunning": 1})["maxRunning"] == 1
+    assert api.claim().build_id == first
+    assert [b["limit"] for b in api.ok("GET", f"/v1/builds/{second}/queue")["limits"]] == ["fleet_limit"]
+
+
+def test_a_project_token_does_not_raise_its_project_above_others(api: Api) -> None:
+    mine = tokens.create(api.db, "mine", TokenScope.PROJECT, project="demo")
+    for change in ({"millrace": {"priority": 5}}, {"millrace": {"weight": 9}}, {"concurrentBuildLimit": 99}):
+        answer = api.send("PUT", "/v1/projects/demo", token=mine, json=a_project_json(**change))
+        assert (answer.status_code, "standing among others" in answer.get_data(as_text=True)) == (403, True)
+    api.ok("PUT", "/v1/projects/demo", token=mine, json=a_project_json(millrace={"cancelSuperseded": True}))
+
+
 def test_every_route_refuses_tokens_of_the_wrong_kind(api: Api) -> None:
     project = tokens.create(api.db, "p", TokenScope.PROJECT, project="demo")
     ended = tokens.create(api.db, "old", TokenScope.ADMIN, days=0)

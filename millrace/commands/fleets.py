@@ -1,0 +1,114 @@
+"""Verbs about the queue: why a build waits, and the fleets that take builds from it."""
+
+from typing import Any
+from urllib.parse import quote
+
+import click
+from rich.table import Table
+
+from millrace.client import build_path
+from millrace.commands.farm import Session, connect
+from millrace.commands.terminal import console, harmless
+
+
+@click.command()
+@click.argument("build_id")
+@click.pass_obj
+def why(session: Session, build_id: str) -> int:
+    """Say why a build waits: who goes before it, what keeps it, and what would start it."""
+    client = connect(session)
+    found = client.get(f"{build_path(build_id)}/queue")
+    client.close()
+    place = f", number {found['position']} in the queue" if found["position"] else ""
+    console.print(f"{found['buildId']} is {found['state']}{place}", markup=False)
+    console.print(harmless(found["says"], colours=False), markup=False)
+    for one in found["ahead"]:
+        console.print(f"  before it: {one.get('id', 'a build of another project')}", markup=False)
+    if found["aheadCount"] > len(found["ahead"]):
+        console.print(f"  and {found['aheadCount'] - len(found['ahead'])} more")
+    for bound in found["limits"]:
+        console.print(f"[bold]{bound['limit']}[/]: ", end="")
+        console.print(harmless(bound["lift"], colours=False), markup=False)
+    return 0
+
+
+@click.group()
+def fleet() -> None:
+    """Fleets: groups of workers, each with a queue of its own."""
+
+
+@fleet.command("ls")
+@click.pass_obj
+def fleet_ls(session: Session) -> int:
+    """List fleets."""
+    client = connect(session)
+    found = client.get("/v1/fleets")["fleets"]
+    client.close()
+    table = Table(box=None, pad_edge=False)
+    for column in ("fleet", "waiting", "running", "limit", "workers", "slots", "free", "paused"):
+        table.add_column(column)
+    for item in found:
+        table.add_row(
+            item["name"],
+            *(str(item[name]) for name in ("waiting", "running")),
+            str(item["maxRunning"] or ""),
+            *(str(item[name]) for name in ("workers", "slots", "freeSlots")),
+            _paused(item),
+        )
+    console.print(table if found else "No fleets yet: one is there once a worker joins it, or a build waits for it.")
+    return 0
+
+
+@fleet.command("set")
+@click.argument("name")
+@click.option("--max-running", type=click.IntRange(1), help="How many of its builds may run at once.")
+@click.option("--no-limit", is_flag=True, help="No such limit.")
+@click.pass_obj
+def fleet_set(session: Session, name: str, max_running: int | None, no_limit: bool) -> int:
+    """Set how many builds of the fleet NAME may run at once."""
+    if (max_running is None) == (not no_limit):
+        raise click.UsageError("give --max-running NUMBER or --no-limit")
+    client = connect(session)
+    _say(client.put(_path(name), {"maxRunning": max_running}))
+    client.close()
+    return 0
+
+
+@fleet.command("pause")
+@click.argument("name")
+@click.option("--why", "reason", default="", help="What people read who wait.")
+@click.pass_obj
+def fleet_pause(session: Session, name: str, reason: str) -> int:
+    """Have the workers of the fleet NAME claim nothing more. Builds that run go on."""
+    client = connect(session)
+    _say(client.post(f"{_path(name)}/pause", {"why": reason}))
+    client.close()
+    return 0
+
+
+@fleet.command("resume")
+@click.argument("name")
+@click.pass_obj
+def fleet_resume(session: Session, name: str) -> int:
+    """Have the workers of the fleet NAME claim builds again."""
+    client = connect(session)
+    _say(client.post(f"{_path(name)}/resume"))
+    client.close()
+    return 0
+
+
+def _path(name: str) -> str:
+    return f"/v1/fleets/{quote(name, safe='')}"
+
+
+def _paused(item: dict[str, Any]) -> str:
+    paused = item["paused"]
+    if paused is None:
+        return ""
+    return harmless(f"by {paused['by']}" + (f": {paused['why']}" if paused["why"] else ""), colours=False).replace("[", r"\[")
+
+
+def _say(item: dict[str, Any]) -> None:
+    limit = f"at most {item['maxRunning']} at once" if item["maxRunning"] else "no limit of its own"
+    state = f"paused {_paused(item)}" if item["paused"] else "taking builds"
+    console.print(f"Fleet {item['name']}: {state}, {limit}; {item['waiting']} waiting, {item['running']} running")
