@@ -24,12 +24,14 @@ from millrace.contract import (
 )
 from millrace.errors import InvalidInput, NotFound, RequestError, TooLarge
 from millrace.ids import cache_prefix, staging_prefix
+from millrace.log import get_logger
 from millrace.project import BuildSettings
 from millrace.secrets import values_of
-from millrace.vocabulary import SourceType
+from millrace.vocabulary import Reason, SourceType, Verdict
 from scheduler import attempts, leases, lifecycle, publication, queries
 from scheduler.states import TERMINAL
 
+_log = get_logger(__name__)
 blueprint = Blueprint("attempts", __name__, url_prefix="/worker/v1")
 _PUT_S: Final = 900
 _GET_S: Final = 300
@@ -173,12 +175,41 @@ def _source(settings: BuildSettings, wanted: GrantRequest) -> Grant:
 @needs(Scope.ATTEMPT)
 def finish(build_id: str, attempt_no: int) -> dict[str, Any]:
     """The attempt is over; the answer says what became of the build."""
-    if attempts.is_token_of(here().db, build_id, attempt_no, attempt_token_hash()):
+    is_known = attempts.is_token_of(here().db, build_id, attempt_no, attempt_token_hash())
+    if is_known:
         request.max_content_length = max(_MAX_REPORT_BYTES, here().settings.max_body_bytes)
-    state = lifecycle.finish(here().db, build_id, attempt_no, attempt_token_hash(), jsonbody.read(FinishReport))
+    report = jsonbody.read(FinishReport)
+    if is_known:
+        report = _as_stored(build_id, attempt_no, report)
+    state = lifecycle.finish(here().db, build_id, attempt_no, attempt_token_hash(), report)
     if state in TERMINAL:
         publication.publish_soon(here().db, here().store, here().settings, build_id)
     return {"state": state.value}
+
+
+def _as_stored(build_id: str, attempt_no: int, report: FinishReport) -> FinishReport:
+    """The report, as far as the store bears it out: artifacts that are not there, or not whole, are a fault of ours.
+
+    The store itself compared the bytes with their checksum when it took them. A cache that is not there is left out.
+    """
+
+    def stored(prefix: str) -> dict[str, int]:
+        return {item.key: item.size_bytes for item in here().store.list(here().settings.bucket, prefix)}
+
+    if report.caches:
+        there = stored(cache_prefix(build_id, attempt_no))
+        kept = tuple(item for item in report.caches if there.get(item.object_key) == item.size_bytes)
+        report = report.model_copy(update={"caches": kept})
+    if report.artifacts:
+        there = stored(staging_prefix(build_id, attempt_no))
+        missing = [item.name for item in report.artifacts if there.get(item.key) != item.size_bytes]
+        if missing:
+            here().store.check()  # a store that is away has nothing, either
+            _log.error("artifact.not_stored", build_id=build_id, attempt_no=attempt_no, count=len(missing), first=missing[0])
+            message = f"the object store took {missing[0]!r}, and does not have it as it was sent"
+            lost = {"verdict": Verdict.FAULT, "reason": Reason.STORAGE, "message": message, "artifacts": (), "caches": ()}
+            return report.model_copy(update=lost)
+    return report
 
 
 def _json(text: str) -> Response:

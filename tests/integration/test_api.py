@@ -308,6 +308,38 @@ def test_damaged_bytes_never_arrive_whole(api: Api, store: DirectoryStore) -> No
     assert (gone.status_code, "no longer" in gone.get_json()["detail"]) == (404, True)
 
 
+def test_artifacts_that_the_store_lost_are_a_fault_of_ours_and_the_build_begins_anew(api: Api, store: DirectoryStore) -> None:
+    build = api.build()
+    key = f"artifacts/{build.partition(':')[2]}/{{}}/a"
+    facts = {"name": "a", "sizeBytes": 5, "sha256": "0" * 64, "md5": "0" * 32, "packaging": "NONE", "fileCount": 1}
+    for attempt_no, kept in enumerate((None, b"rig"), 1):
+        claim = api.claim()
+        if kept is not None:
+            store.put("millrace", key.format(attempt_no), io.BytesIO(kept))
+        report = a_report(artifacts=({**facts, "key": key.format(attempt_no)},))
+        assert api.attempt(claim, "finish", report).get_json() == {"state": "QUEUED"}
+    claim = api.claim()
+    store.put("millrace", key.format(3), io.BytesIO(b"right"))
+    assert api.attempt(claim, "finish", a_report(artifacts=({**facts, "key": key.format(3)},))).get_json() == {
+        "state": "SUCCEEDED"
+    }
+
+
+def test_a_report_waits_for_a_store_that_is_away(api: Api, store: DirectoryStore, tmp_path: Path) -> None:
+    build = api.build()
+    claim = api.claim()
+    key = f"artifacts/{build.partition(':')[2]}/1/a"
+    store.put("millrace", key, io.BytesIO(b"right"))
+    facts = {"name": "a", "sizeBytes": 5, "sha256": "0" * 64, "md5": "0" * 32, "packaging": "NONE", "fileCount": 1}
+    report = a_report(artifacts=({**facts, "key": key},))
+    (tmp_path / "objects").rename(tmp_path / "elsewhere")
+    (tmp_path / "objects").write_text("no folder")
+    assert api.attempt(claim, "finish", report).status_code == 503
+    (tmp_path / "objects").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "objects")
+    assert api.attempt(claim, "finish", report).get_json() == {"state": "SUCCEEDED"}
+
+
 def test_a_lost_attempt_gets_409_from_every_verb(api: Api) -> None:
     build = api.build()
     claim = api.claim()
