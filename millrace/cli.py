@@ -7,7 +7,7 @@ import click
 
 from millrace import __version__
 from millrace import log as logging
-from millrace.commands import builds, farm, fleets, lint, secrets
+from millrace.commands import builds, farm, fleets, fsck, lint, secrets
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
@@ -40,6 +40,7 @@ for verb in (
     farm.up,
     farm.down,
     farm.doctor,
+    fsck.fsck,
     farm.config,
     farm.project,
     farm.token,

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -87,6 +88,16 @@ class Bell:
             return str(error) or type(error).__name__
         return None
 
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        """Everything that the broker holds, by key. Raises Unavailable where it does not answer."""
+        try:
+            with self._app.connection_for_write(connect_timeout=0.5) as connection:
+                channel: Any = connection.default_channel
+                for key in channel.client.scan_iter():
+                    yield key.decode(errors="replace"), b" ".join(_parts(channel.client, key))
+        except (BrokerError, RedisError, OSError) as error:
+            raise Unavailable(f"the broker does not answer: {error}") from error
+
     def _quiet(self) -> bool:
         with self._lock:
             return time.monotonic() < self._quiet_until
@@ -95,6 +106,18 @@ class Bell:
         with self._lock:
             self._quiet_until = time.monotonic() + QUIET_S
         log.warning("bell.failed", fleet=fleet, why=str(error) or type(error).__name__)
+
+
+def _parts(client: Any, key: bytes) -> list[bytes]:
+    """A key of Redis with all it holds, whatever its type."""
+    kind = client.type(key)
+    if kind == b"hash":
+        return [key, *(part for pair in client.hgetall(key).items() for part in pair)]
+    if kind == b"string":
+        return [key, client.get(key) or b""]
+    if kind == b"set":
+        return [key, *client.smembers(key)]
+    return [key, *(client.zrange(key, 0, -1) if kind == b"zset" else client.lrange(key, 0, -1) if kind == b"list" else ())]
 
 
 def ring_now(db: Database, bell: Bell, build_id: str, fleet: str) -> None:
