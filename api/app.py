@@ -9,6 +9,7 @@ from api.context import Context, places_for_streams
 from api.readiness import Readiness, silent
 from millrace.settings import Settings
 from millrace.storage import Store
+from scheduler import health as scheduler_health
 from scheduler.db import Database
 from scheduler.dispatch import Bell
 from scheduler.secrets import open_provider
@@ -20,7 +21,16 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the default provider has it
     streams = threading.BoundedSemaphore(places_for_streams(settings.api_threads))
-    readiness = Readiness({"database": silent(db.check), "store": silent(store.check), "broker": bell.check})
+    readiness = Readiness(
+        {
+            "database": silent(db.check),
+            "schema": silent(lambda: db.require_schema(or_later=True)),
+            "broker": bell.check,
+            "store": silent(store.check),
+            "scheduler": lambda: scheduler_health.scheduler(db),
+            "workers": lambda: scheduler_health.workers(db),
+        }
+    )
     app.extensions["millrace"] = Context(
         settings=settings,
         db=db,

@@ -7,7 +7,7 @@ from typing import Final
 
 from millrace.errors import MillraceError
 
-_PATIENCE_S: Final = 4.0
+_PATIENCE_S: Final = 1.0
 _FRESH_S: Final = 1.0
 _ABSENT: Final = "does not answer"
 

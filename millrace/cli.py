@@ -40,6 +40,7 @@ for verb in (
     farm.up,
     farm.down,
     farm.doctor,
+    farm.status,
     fsck.fsck,
     farm.config,
     farm.project,

@@ -141,12 +141,13 @@ class Database:
             self._refuse_newer(connection, config)
             command.upgrade(config, "head")
 
-    def require_schema(self) -> None:
-        """Raises OldSchema unless the database has exactly this release's schema."""
-        head = ScriptDirectory.from_config(_alembic()).get_current_head()
+    def require_schema(self, *, or_later: bool = False) -> None:
+        """Raises OldSchema unless the database has exactly this release's schema, or a later release's, where that will do."""
+        scripts = ScriptDirectory.from_config(_alembic())
+        head = scripts.get_current_head()
         with _translating(), self._reader.connect() as connection:
             current = MigrationContext.configure(connection).get_current_revision()
-        if current != head:
+        if current != head and not (or_later and current and not _knows(scripts, current)):
             raise OldSchema(
                 f"the database's schema is {current or 'empty'}, this release needs {head}", hint="Run 'millrace migrate'."
             )
@@ -171,13 +172,19 @@ class Database:
         current = MigrationContext.configure(connection).get_current_revision()
         if current is None:
             return
-        try:
-            ScriptDirectory.from_config(config).get_revision(current)
-        except CommandError as error:
+        if not _knows(ScriptDirectory.from_config(config), current):
             raise OldSchema(
                 f"the database has the schema {current} of a later release",
                 hint="Run that release, or restore a backup taken before its migration.",
-            ) from error
+            )
+
+
+def _knows(scripts: ScriptDirectory, revision: str) -> bool:
+    try:
+        scripts.get_revision(revision)
+    except CommandError:
+        return False
+    return True
 
 
 def _alembic() -> Config:

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Final
 
 import click
 from pydantic import SecretStr
 from rich.table import Table
+from rich.text import Text
 
 from millrace import doctor as physician
 from millrace import embedded
 from millrace.client import Client
-from millrace.commands.terminal import console
-from millrace.errors import InvalidInput, NotFound, Unavailable
+from millrace.commands.terminal import console, harmless
+from millrace.errors import InvalidInput, MillraceError, NotFound, Unavailable
 from millrace.settings import Settings
 from millrace.storage import open_store
 from millrace.vocabulary import TokenScope
@@ -26,6 +27,8 @@ from scheduler import tokens
 from scheduler.db import Database
 from scheduler.dispatch import Bell
 from scheduler.sweeper import Sweeper
+
+_HEALTH_STYLES: Final = {"ok": "green", "degraded": "yellow", "down": "red"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,37 @@ def doctor(session: Session, install: bool, purpose: str) -> int:
         physician.treat(findings, session.settings, console.print)
         findings = physician.diagnose(session.settings, purpose)
     return 0 if physician.show(findings, console) else 1
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print what /readyz says, for programs.")
+@click.pass_obj
+def status(session: Session, as_json: bool) -> int:
+    """Say how the farm is, part by part.
+
+    Exit status: 0 ok, 1 degraded (builds are accepted and kept), 2 down or not to be reached.
+    """
+    try:
+        client = connect(session)
+        try:
+            said = client.ready()
+        finally:
+            client.close()
+    except MillraceError as error:
+        said = {"status": "down", "parts": {"api": {"status": "down", "detail": error.message}}}
+    if as_json:
+        click.echo(json.dumps(said))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for column in ("part", "status", "what is wrong"):
+            table.add_column(column)
+        for name, part in said["parts"].items():
+            table.add_row(
+                name, f"[{_HEALTH_STYLES[part['status']]}]{part['status']}[/]", Text(harmless(part["detail"], colours=False))
+            )
+        console.print(f"The farm is {said['status']}")
+        console.print(table)
+    return ("ok", "degraded", "down").index(said["status"])
 
 
 @click.command()

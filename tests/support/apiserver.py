@@ -53,8 +53,8 @@ class ApiServer:
 
 
 @contextlib.contextmanager
-def serving(db: Database, settings: Settings, *, threads: int = 8, processes: int = 1) -> Iterator[ApiServer]:
-    """A server on a port of its own, with an admin token and a worker's. Its Redis is not there."""
+def serving(db: Database, settings: Settings, *, threads: int = 8, processes: int = 1, **more: str) -> Iterator[ApiServer]:
+    """A server on a port of its own, with an admin token and a worker's, and `more` settings. Else its Redis is not there."""
     home = settings.home
     home.mkdir(parents=True, exist_ok=True)
     key = settings.signing_key
@@ -70,6 +70,7 @@ def serving(db: Database, settings: Settings, *, threads: int = 8, processes: in
         "MILLRACE_API_WORKERS": str(processes),
         "MILLRACE_API_THREADS": str(threads),
         "MILLRACE_LOG_FORMAT": "json",
+        **more,
     }
     with open(log, "wb") as output:
         process = subprocess.Popen(

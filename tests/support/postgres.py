@@ -2,13 +2,14 @@
 
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -86,6 +87,22 @@ class PostgresServer:
             self._process.send_signal(3)  # SIGQUIT: immediate shutdown
             self._process.wait(20)
             self._process = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Every process of it stands still for as long as the block takes: it takes connections, and never answers."""
+        assert self._process is not None
+        top = self._process.pid
+        children = Path(f"/proc/{top}/task/{top}/children").read_text().split()
+        pids = [top, *(int(child) for child in children)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     @contextmanager
     def database(self) -> Iterator[str]:
