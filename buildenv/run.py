@@ -7,7 +7,7 @@ sideways; `run` knows no database, no queue and no API.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,7 +20,7 @@ from buildenv.caching import BuildCache
 from buildenv.depot import Depot
 from buildenv.engine import Console, ContainerSpec, Engine, Image, Mount
 from buildenv.preparation import Preparation
-from buildenv.shell import RUNNER_COMMAND, Shell
+from buildenv.shell import FULL, RUNNER_COMMAND, Shell
 from buildenv.workspace import Workspace
 from millrace.contract import (
     ArtifactReport,
@@ -193,6 +193,8 @@ class _Attempt:
         self._secret_names: frozenset[str] = frozenset()
         self._cache: BuildCache | None = None
         self._last_phase: PhaseType | None = None
+        self._commands_ran = False
+        self._oom_said = False
 
     def carry(self) -> None:
         """All phases. Raises what ends the attempt early; failed commands are noted in the progress."""
@@ -400,12 +402,22 @@ class _Attempt:
             for command in section.finally_:
                 failed = self._run_command(command, spec, user, shell)
                 failure = failure or failed
+            if section.commands or section.finally_:
+                self._warn_of_oom()
             if failure is not None:
                 outcome.fail(PhaseContext(status_code="COMMAND_EXECUTION_ERROR", message=failure.message))
         return failure
 
+    def _warn_of_oom(self) -> None:
+        """Tell of a process that the kernel ended and no command failed for."""
+        with suppress(InfraProblem):
+            if not self._oom_said and self._container is not None and self._engine.state(self._container).oom_killed:
+                self._oom_said = True
+                self._log.say("Warning: the kernel ended a process of this build for want of memory; its command went on")
+
     def _run_command(self, command: Command, spec: Buildspec, user: str | None, shell: Shell) -> _Failure | None:
         text = command.text.rstrip("\n")
+        self._commands_ran = True
         self._log.say(f"Running command {text}")
         self._sink.mark("first_command")
         status = shell.run(
@@ -426,7 +438,10 @@ class _Attempt:
             self._progress.exit_code = status
         message = f"Error while executing command: {text}. Reason: exit status {status}"
         if status == 137 and self._container is not None and self._engine.state(self._container).oom_killed:
+            self._oom_said = True
             return _Failure(message=f"{message} (it was killed for want of memory)", exit_code=status, reason=Reason.OOM)
+        if self._workspace.is_full():
+            return _Failure(message=f"{message} (its disk is full)", exit_code=status, reason=Reason.DISK_LIMIT)
         if status in _STATUS_MEANS:
             self._log.say(f"Exit status {status}: {_STATUS_MEANS[status]}")
         return _Failure(message=message, exit_code=status)
@@ -485,7 +500,8 @@ class _Attempt:
         if phase in COMMAND_PHASES:
             self._log.say(f"Entering phase {phase}")
         try:
-            yield outcome
+            with self._room():
+                yield outcome
         except BadBuildspec as problem:
             self._log.say(problem.message)
             outcome.fail(PhaseContext(status_code=problem.status_code, message=problem.message))
@@ -505,6 +521,19 @@ class _Attempt:
         finally:
             duration_ms = int((time.monotonic() - began) * 1000)
             self._end_phase(phase, outcome, began_ms, duration_ms)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A disk that is full is a problem of the build where its commands have run, and ours before that."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            what = f"the disk of the build's workspace is full: {error.strerror}"
+            if self._commands_ran:
+                raise BuildProblem(what, reason=Reason.DISK_LIMIT, hint="Leave less behind on the disk.") from error
+            raise InfraProblem(what, reason=Reason.STORAGE, hint="Is there room on the worker's disk?") from error
 
     def _end_phase(self, phase: PhaseType, outcome: "_Outcome", began_ms: int, duration_ms: int) -> None:
         if phase is not PhaseType.FINALIZING:

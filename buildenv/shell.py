@@ -5,6 +5,7 @@ looked up anew for each command below the workspace's own folder, no link is eve
 never more than a bound.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -43,6 +44,8 @@ POLL_S: Final = 0.2
 """How often a quiet command's stop and deadline are looked at."""
 
 MAX_MARK_BYTES: Final = 80
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""How the system says that there is no room."""
 MAX_VALUE_BYTES: Final = 64 * 1024
 
 
@@ -301,9 +304,9 @@ class Shell:
         return ContainerDied(message, oom=state.oom_killed, exit_code=state.exit_code)
 
     def _status(self, name: str, word: str) -> int:
-        """The exit status in a mark; the status file, where the build has left it alone, must say the same."""
+        """The exit status in a mark; the status file, where it was left alone and there was room for it, must say the same."""
         raw = self._files.read(name, 100)
-        if not word.isdigit() or int(word) > 255 or (raw is not None and raw.strip() != word.encode()):
+        if not word.isdigit() or int(word) > 255 or (raw and raw.strip() != word.encode()):
             raise BuildProblem(
                 f"a command's exit status is reported in two ways, {word} and {raw!r}: the build has touched the runner's files",
                 reason=Reason.KILLED,
@@ -352,7 +355,7 @@ class _Files:
             os.close(parent)
 
     def write(self, name: str, data: bytes) -> None:
-        """A new file, in place of what has that name. Raises BuildProblem where the build is in the way."""
+        """A new file, in place of what has that name. Raises BuildProblem where the build is in the way, OSError(FULL)."""
         try:
             folder = self._open_folder()
             try:
@@ -364,6 +367,8 @@ class _Files:
             finally:
                 os.close(folder)
         except OSError as error:
+            if error.errno in FULL:
+                raise
             raise BuildProblem(
                 f"the next command cannot be handed to the container: {error.strerror} ({name})",
                 reason=Reason.KILLED,

@@ -21,6 +21,9 @@ OUTPUT_INSIDE: Final = "/codebuild/output"
 READONLY_INSIDE: Final = "/codebuild/readonly"
 INSIDE: Final = Path(__file__).with_name("inside")
 """The programs that every build finds on its PATH; `runner.sh` puts their folder behind the image's own."""
+_NO_ROOM_BYTES: Final = 64 * 1024
+_NO_ROOM_FILES: Final = 16
+"""With less than this left a disk counts as full: the runner takes its own few files away after each command."""
 
 
 class Workspace:
@@ -45,6 +48,14 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(RUNNER, self.readonly / RUNNER.name)
         shutil.copytree(INSIDE, self.readonly / "bin")
+
+    def is_full(self) -> bool:
+        """True where nothing more can be written: no room is left on the disk below, or no inode."""
+        try:
+            disk = os.statvfs(self.root)
+        except OSError:
+            return False
+        return disk.f_bavail * disk.f_frsize < _NO_ROOM_BYTES or (disk.f_files > 0 and disk.f_favail < _NO_ROOM_FILES)
 
     def secondary(self, identifier: str) -> tuple[Path, str]:
         """Where a secondary source lies: on the host, and inside."""
