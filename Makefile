@@ -9,7 +9,7 @@ DEMO_DIR := .millrace/demo
 EXAMPLES_DIR := .millrace/examples
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test examples fuzz bench lock clean
+.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test examples fuzz chaos bench lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ compose-test: setup ## The same through PostgreSQL, Redis, MinIO and two workers
 
 fuzz: setup ## Try the readers of buildspecs, patterns and output streams with odd input, for an hour
 	$(PYTEST) tests/unit/buildenv/test_fuzz.py tests/unit/buildenv/test_schema.py -n 2 --hypothesis-profile=long --timeout=0
+
+chaos: services ## Run the fault matrix on real processes, an hour; ROW=F-07 for one. Needs root
+	@$(BIN)/python -m tests.chaos $(ROW)
 
 bench: setup ## Measure, against a bare yardstick in the same run
 	@$(BIN)/millrace doctor --install --for test >/dev/null

@@ -23,15 +23,15 @@ FOREIGN_ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xb7\x00\x01\x00\x00
 """The head of a program for arm64: enough for the kernel to refuse it."""
 
 
-def make(client: docker.APIClient) -> None:
-    """Make those that are not there yet. Raises FileNotFoundError where this machine has no busybox, dash or bash."""
+def make(client: docker.APIClient, host: str | None = None) -> None:
+    """Make those that are not at `host` yet. Raises FileNotFoundError where this machine has no busybox, dash or bash."""
     busybox = {"bin/busybox": _program("busybox")}
-    _import(client, BUSYBOX, busybox, {"bin/sh": "busybox"})
+    _import(client, BUSYBOX, busybox, {"bin/sh": "busybox"}, host=host)
     dash = busybox | _with_libraries("dash") | _with_libraries("bash")
-    _import(client, DASH, dash, {"bin/sh": "dash"})
-    _import(client, BASH, dash, {"bin/sh": "bash"})
-    _import(client, NO_SHELL, {"hello": b"hello"}, {})
-    _import(client, FOREIGN, {"bin/sh": FOREIGN_ELF}, {}, platform="linux/arm64")
+    _import(client, DASH, dash, {"bin/sh": "dash"}, host=host)
+    _import(client, BASH, dash, {"bin/sh": "bash"}, host=host)
+    _import(client, NO_SHELL, {"hello": b"hello"}, {}, host=host)
+    _import(client, FOREIGN, {"bin/sh": FOREIGN_ELF}, {}, platform="linux/arm64", host=host)
     if not client.images(HOSTILE):
         _commit(client, BUSYBOX, HOSTILE, SURPRISES)
 
@@ -62,6 +62,7 @@ def _import(
     links: dict[str, str],
     *,
     platform: str | None = None,
+    host: str | None = None,
 ) -> None:
     if client.images(name):
         return
@@ -81,7 +82,7 @@ def _import(
             entry = tarfile.TarInfo(path)
             entry.type, entry.linkname = tarfile.SYMTYPE, target
             tar.addfile(entry)
-    arguments = ["docker", "import", *([f"--platform={platform}"] if platform else [])]
+    arguments = ["docker", *(["--host", host] if host else []), "import", *([f"--platform={platform}"] if platform else [])]
     subprocess.run([*arguments, "-", name], input=body.getvalue(), check=True, capture_output=True)
 
 

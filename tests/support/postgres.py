@@ -88,6 +88,31 @@ class PostgresServer:
             self._process.wait(20)
             self._process = None
 
+    def pids(self) -> list[int]:
+        """The server's first process and its children."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return [self._process.pid, *map(int, children)]
+
+    def log(self) -> str:
+        """What the server said."""
+        return self._log.read_text(errors="replace")
+
+    def revive(self) -> bool:
+        """Start it again where it ended by itself, as its supervisor would; False where it runs."""
+        assert self._process is not None
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            return False
+        self.start()
+        return True
+
+    @staticmethod
+    def dsn(url: str) -> str:
+        """A database's SQLAlchemy address as psycopg takes it."""
+        return url.replace("postgresql+psycopg:", "postgresql:")
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Every process of it stands still for as long as the block takes: it takes connections, and never answers."""
@@ -120,9 +145,9 @@ class PostgresServer:
 
 
 @contextmanager
-def running() -> Iterator[PostgresServer]:
-    """A server for as long as the block takes, in a folder that its own user can reach."""
-    with tempfile.TemporaryDirectory(prefix="mr-pg-") as folder:
+def running(within: Path | None = None) -> Iterator[PostgresServer]:
+    """A server for as long as the block takes, in a folder (`within` another) that its own user can reach."""
+    with tempfile.TemporaryDirectory(prefix="mr-pg-", dir=within) as folder:
         Path(folder).chmod(0o755)
         server = PostgresServer(Path(folder))
         server.start()

@@ -33,9 +33,10 @@ class RedisServer:
         """A client of our own, to look at what is there."""
         return redis.Redis(unix_socket_path=str(self.socket))
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Start it, and wait until it answers."""
         command = [str(self._program), "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self._folder)]
+        command += options
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 10
         while True:
