@@ -22,6 +22,8 @@ from millrace.vocabulary import PhaseType, Reason, StatusType, Verdict
 
 PROTOCOL: Final = 1
 """Raised when a message changes in a way that the last release's worker cannot read."""
+OLDEST_PROTOCOL: Final = 1
+"""The oldest that the API still speaks: the one of the last release, as workers are upgraded after the API."""
 
 LOG_OFFSET_HEADER: Final = "X-Millrace-Offset"
 LOG_SHA256_HEADER: Final = "X-Millrace-Sha256"

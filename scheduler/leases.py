@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from millrace.contract import PROTOCOL, Claim, ClaimRequest, RenewReply
+from millrace.contract import OLDEST_PROTOCOL, PROTOCOL, Claim, ClaimRequest, RenewReply
 from millrace.errors import Conflict, InvalidInput
 from millrace.ids import new_secret
 from millrace.log import get_logger
@@ -47,10 +47,10 @@ def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | No
 
     Whose turn it is, `scheduler.fairness` says.
     """
-    if request.protocol != PROTOCOL:
+    if not OLDEST_PROTOCOL <= request.protocol <= PROTOCOL:
         raise InvalidInput(
-            f"worker {request.worker_id} speaks protocol {request.protocol}, this farm speaks {PROTOCOL}",
-            hint="Run workers of the same release as the API, or the one before it.",
+            f"worker {request.worker_id} speaks protocol {request.protocol}, this farm speaks {OLDEST_PROTOCOL} to {PROTOCOL}; "
+            "run workers of the same release as the API, or of the one before it",
         )
 
     def work(session: Session) -> Claim | None:

@@ -126,7 +126,7 @@ class Control:
     def claim(self, request: ClaimRequest) -> Claim | None:
         """The best build of the fleet; None where none waits. Raises Unavailable at once where the API is away."""
         answer = self._wire.send("POST", "/worker/v1/claim", patience_s=3, **_body(request))
-        return None if answer.status_code == 204 else Claim.model_validate_json(answer.content)
+        return None if answer.status_code == 204 else Claim.model_validate_json(answer.content, extra="ignore")
 
     def close(self) -> None:
         """Let the connections go."""
@@ -161,7 +161,7 @@ class AttemptControl:
         answer = self._wire.send(
             "POST", f"{self._path}/renew", patience_s=patience_s, **_body(RenewRequest(worker_draining=draining))
         )
-        return RenewReply.model_validate_json(answer.content)
+        return RenewReply.model_validate_json(answer.content, extra="ignore")
 
     def phase(self, report: PhaseReport) -> None:
         """A phase began or ended."""
@@ -193,7 +193,7 @@ class AttemptControl:
             raise BuildProblem(
                 f"the farm takes no {request.kind} named {request.name!r}: {error.message}", reason=reason
             ) from error
-        return Grant.model_validate_json(answer.content)
+        return Grant.model_validate_json(answer.content, extra="ignore")
 
     def secrets(self, references: Sequence[SecretReference]) -> dict[str, str]:
         """The values of secrets by variable name. Raises BuildProblem that names those that cannot be had, InfraProblem."""
@@ -220,7 +220,7 @@ class AttemptControl:
 
     def _some_secrets(self, request: SecretsRequest) -> dict[str, str]:
         answer = self._wire.send("POST", f"{self._path}/grant/secrets", patience_s=_SECRETS_PATIENCE_S, **_body(request))
-        return SecretsReply.model_validate_json(answer.content).values
+        return SecretsReply.model_validate_json(answer.content, extra="ignore").values
 
     def find_cache(self, query: CacheQuery) -> CacheHit | None:
         """The cache that answers, or None."""
@@ -228,7 +228,7 @@ class AttemptControl:
             answer = self._wire.send("POST", f"{self._path}/grant/cache", patience_s=10, **_body(query))
         except (Unavailable, Refused) as error:
             raise InfraProblem(error.message, reason=Reason.STORAGE) from error
-        return None if answer.status_code == 204 else CacheHit.model_validate_json(answer.content)
+        return None if answer.status_code == 204 else CacheHit.model_validate_json(answer.content, extra="ignore")
 
     def upload(self, grant: Grant, path: Path, sha256: str, *, brief: bool = False) -> None:
         """Send a file to where it was granted."""
