@@ -1,5 +1,6 @@
 """The database restarted, frozen, in conflict, locked, full: F-15 to F-19. Real PostgreSQL and SQLite, farm and worker."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -23,23 +24,29 @@ OURS = {"MILLRACE_LEASE_TTL_S": "30", "MILLRACE_RENEW_EVERY_S": "5", "MILLRACE_S
 
 
 @contextmanager
-def farm_on_postgres(chaos: Chaos, **settings: str) -> Iterator[tuple[Farm, postgres.PostgresServer]]:
+def farm_on_postgres(chaos: Chaos, *, engine: str = "fake", **settings: str) -> Iterator[tuple[Farm, postgres.PostgresServer]]:
     """A farm whose records lie in a PostgreSQL server of its own."""
     with (
         postgres.running() as server,
         server.database() as url,
-        chaos.farm(MILLRACE_DATABASE_URL=url, MILLRACE_ENGINE="fake", MILLRACE_SLOTS="4", **settings) as farm,
+        chaos.farm(MILLRACE_DATABASE_URL=url, MILLRACE_ENGINE=engine, MILLRACE_SLOTS="4", **settings) as farm,
     ):
-        chaos.accepted.append(farm.build(["work"]))
+        chaos.accepted.append(farm.build(["true"]))
         chaos.settled(farm, 60)
         yield farm, server
 
 
 class Asking:
-    """A client that asks for a build, or for a list, again and again, and notes what it was told and when."""
+    """A client that asks for a build again and again, and notes what it was told and when.
 
-    def __init__(self, chaos: Chaos, farm: Farm, *, every_s: float, threads: int = 1, timeout_s: float = 30) -> None:
+    With `build_each`, only so many of its requests ask for a build; the others change a project.
+    """
+
+    def __init__(
+        self, chaos: Chaos, farm: Farm, *, every_s: float, threads: int = 1, timeout_s: float = 30, build_each: int = 1
+    ) -> None:
         self._chaos, self._every_s, self._over = chaos, every_s, threading.Event()
+        self._build_each, self._count = build_each, 0
         self._client = httpx.Client(base_url=farm.api_url, headers={"Authorization": f"Bearer {farm.token}"}, timeout=timeout_s)
         self.told: list[tuple[float, int, str]] = []
         self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
@@ -57,13 +64,17 @@ class Asking:
 
     def _run(self) -> None:
         while not self._over.wait(self._every_s):
+            self._count += 1
             try:
-                answer = self._client.post("/v1/builds", json={"projectName": "demo"})
+                if self._count % self._build_each:
+                    answer = self._client.put("/v1/projects/other", json=a_project_json("other"))
+                else:
+                    answer = self._client.post("/v1/builds", json={"projectName": "demo"})
             except httpx.TransportError as error:
                 self.told.append((time.monotonic(), 0, type(error).__name__))
                 continue
             self.told.append((time.monotonic(), answer.status_code, answer.headers.get("Retry-After", "")))
-            if answer.status_code == 201:
+            if answer.status_code == 201 and answer.request.method == "POST":
                 self._chaos.accepted.append(answer.json()["id"])
 
     def window_s(self) -> float:
@@ -75,21 +86,24 @@ class Asking:
         return {status: sum(one == status for _, one, _ in self.told) for status in sorted({one for _, one, _ in self.told})}
 
 
-def work_for(seconds: float) -> dict[str, object]:
-    """What makes a build of the fake engine last so long."""
-    return {"environmentVariablesOverride": [{"name": "FAKE_SLEEP_S", "value": str(seconds)}]}
+def four_that_run(chaos: Chaos, farm: Farm, seconds: int) -> list[str]:
+    """Four builds of so many seconds, in real containers; the other builds of `demo` are quick."""
+    builds = [farm.build([f"sleep {seconds}"], project="long") for _ in range(4)]
+    chaos.accepted += builds
+    for build in builds:
+        farm.await_log(build, "Running command sleep", 60)
+    return builds
 
 
 @row(
     "F-15",
-    done="PostgreSQL is stopped at once (SIGQUIT) and started again, 4 builds running, 10 requests a second",
+    done="PostgreSQL is stopped at once (SIGQUIT) and started again, 4 builds running, a request every 0.1 s",
     holds="the pool recovers, what runs goes on, what was accepted is there",
     target="5xx window <= 10 s, 0 lost, no attempt lost",
 )
 def restarted(chaos: Chaos) -> None:
-    with farm_on_postgres(chaos, **OURS) as (farm, server):
-        chaos.submit_many(farm, 4, **work_for(20))
-        wait_until(lambda: all(farm.show(build)["millrace"]["state"] == "RUNNING" for build in chaos.accepted[1:]), 30)
+    with farm_on_postgres(chaos, engine="docker", **OURS) as (farm, server):
+        builds = four_that_run(chaos, farm, 30)
         with Asking(chaos, farm, every_s=0.1) as asking:
             time.sleep(2)
             server.stop()
@@ -103,8 +117,8 @@ def restarted(chaos: Chaos) -> None:
         assert set(asking.statuses()) <= {201, 503}
         chaos.settled(farm, 240)
         assert set(chaos.states(farm)) == {"SUCCEEDED"}
-        chaos.measure("attempts more than builds", chaos.attempts(farm) - len(chaos.accepted))
-        assert chaos.measured["attempts more than builds"] == 0
+        chaos.measure("attempts of the 4", sum(farm.show(build)["millrace"]["attempt"] for build in builds))
+        assert chaos.measured["attempts of the 4"] == 4
         assert asking.window_s() <= 10
 
 
@@ -115,9 +129,8 @@ def restarted(chaos: Chaos) -> None:
     target="<= 1 retry per running build, 0 doubled",
 )
 def frozen(chaos: Chaos) -> None:
-    with farm_on_postgres(chaos, **OURS) as (farm, server):
-        chaos.submit_many(farm, 4, **work_for(100))
-        wait_until(lambda: all(farm.show(build)["millrace"]["state"] == "RUNNING" for build in chaos.accepted[1:]), 30)
+    with farm_on_postgres(chaos, engine="docker", **OURS) as (farm, server):
+        four_that_run(chaos, farm, 100)
         pids = server.pids()
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -131,13 +144,18 @@ def frozen(chaos: Chaos) -> None:
         chaos.measure("API answers again, s after", time.monotonic() - began)
         chaos.settled(farm, 290)
         scheduler = farm.part_log("scheduler")
-        chaos.measure("attempts that fenced themselves", farm.part_log("worker").count('"attempt.self_fenced"'))
+        fenced = {line["build_id"] for line in map(json.loads, _events(farm, "worker", "attempt.self_fenced"))}
+        chaos.measure("attempts that fenced themselves", len(fenced))
         chaos.measure("leases taken away by the scheduler", scheduler.count('"lease.expired"'))
         chaos.measure("attempts more than builds", chaos.attempts(farm) - len(chaos.accepted))
         assert '"leases.spared"' in scheduler
         assert scheduler.count('"lease.expired"') == 0
         assert all(farm.show(build)["millrace"]["attempt"] <= 2 for build in chaos.accepted)
         assert set(chaos.states(farm)) == {"SUCCEEDED"}
+
+
+def _events(farm: Farm, part: str, event: str) -> list[str]:
+    return [line for line in farm.part_log(part).splitlines() if f'"event": "{event}"' in line]
 
 
 def _answers(farm: Farm) -> bool:
@@ -150,7 +168,7 @@ def _answers(farm: Farm) -> bool:
 
 @row(
     "F-17",
-    done="a script takes the locks of builds and projects against the order of ours, 50 requests a second for 20 s",
+    done="a script locks builds and projects in both orders, up to 50 requests a second for 20 s, one in ten a build",
     holds="the database ends one side of each deadlock; ours is tried again",
     target="0 answers of 5xx",
 )
@@ -178,7 +196,8 @@ def deadlocks(chaos: Chaos) -> None:
         for fighter in fighters:
             fighter.start()
         try:
-            with Asking(chaos, farm, every_s=0.05, threads=4) as asking:
+            farm.client.post("/v1/projects", a_project_json("other"))
+            with Asking(chaos, farm, every_s=0.05, threads=4, build_each=10) as asking:
                 time.sleep(20)
         finally:
             over.set()
@@ -189,7 +208,7 @@ def deadlocks(chaos: Chaos) -> None:
         chaos.measure("of them ended on the script's side", found[0])
         chaos.measure("answers", str(asking.statuses()))
         assert seen > 0
-        assert set(asking.statuses()) == {201}
+        assert set(asking.statuses()) <= {200, 201}
         chaos.settled(farm, 290)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from millrace.errors import MillraceError
+from millrace.ids import uuid_of
 from millrace.settings import load
 from millrace.storage import open_store
 from millrace.storage.s3 import S3Store
@@ -78,17 +79,17 @@ def away(chaos: Chaos) -> None:
 )
 def slow(chaos: Chaos) -> None:
     with farm_on_minio(chaos) as (farm, _server, link):
-        build(chaos, farm, 400_000)
-        farm.await_log(chaos.accepted[-1], "Entering phase BUILD")
         link.faults = Faults(bytes_per_s=10_000)
+        build(chaos, farm, 400_000)
         chaos.measure("400 KB at 10 KB/s, s", chaos.settled(farm, 200))
-        link.heal()
-        build(chaos, farm, 30_000_000, before="sleep 3")
-        farm.await_log(chaos.accepted[-1], "sleep 3")
-        link.faults = Faults(bytes_per_s=2_000_000)
-        wait_until(lambda: any(one.startswith("PUT") and "out.bin" not in one for one in link.requests[-1:]), 60)
+        assert float(str(chaos.measured["400 KB at 10 KB/s, s"])) > 30
+        link.faults = Faults(bytes_per_s=1_000_000)
+        build(chaos, farm, 30_000_000)
+        wait_until(lambda: link.requests[-1].startswith(f"PUT /millrace/artifacts/{uuid_of(chaos.accepted[-1])}"), 60)
+        time.sleep(2)
         link.faults = Faults(silent_up=True, silent_down=True)
         time.sleep(90)
+        assert not farm.show(chaos.accepted[-1])["buildComplete"]
         link.drop()
         link.heal()
         chaos.measure("ended after a silence of 90 s, s after", chaos.settled(farm, 120))
