@@ -59,9 +59,10 @@ class Chaos:
         self.measured[what] = round(value, 2) if isinstance(value, float) else value
 
     @contextmanager
-    def farm(self, **settings: str) -> Iterator[Farm]:
+    def farm(self, *, prefix: tuple[str, ...] = (), **settings: str) -> Iterator[Farm]:
         """A farm of real processes that is up, and where the invariants hold when the row is over."""
         with new_farm(**settings) as farm:
+            farm.prefix = prefix
             farm.start()
             self.accepted = []
             try:

@@ -62,18 +62,19 @@ def need_engine() -> None:
 
 @dataclass
 class Farm:
-    """One farm and its client."""
+    """One farm and its client. `prefix` is put before the command that starts it."""
 
     home: Path
     environment: dict[str, str]
     process: "subprocess.Popen[str] | None" = None
+    prefix: tuple[str, ...] = ()
     _client: tuple[str, Client] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         out = open(self.home / "up.out", "a")  # noqa: SIM115  # the process has it from here
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "millrace.cli", "up"],
+            [*self.prefix, sys.executable, "-m", "millrace.cli", "up"],
             env=self.environment,
             stdout=out,
             stderr=out,

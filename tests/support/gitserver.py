@@ -230,11 +230,11 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for localhost, signed by itself, and its key."""
+def make_certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
+    """A certificate for `name`, signed by itself, and its key."""
     certificate, key = folder / "cert.pem", folder / "key.pem"
     kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    whose = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    whose = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
     subprocess.run(
         ["openssl", "req", *kind, *whose, "-keyout", str(key), "-out", str(certificate)],
         check=True,
