@@ -43,7 +43,11 @@ CAPABILITIES: Final[dict[str, str]] = {
 }
 """What root inside a build needs, and for what. Docker also gives MKNOD, NET_RAW and SETPCAP: no build tool needs them."""
 
-QUICK_S: Final = 60
+INFO_S: Final = 20
+"""How long a worker that wants to claim waits to hear from its engine."""
+QUICK_S: Final = 150
+"""How long a build waits for an answer that takes milliseconds: an engine may be frozen for two minutes and fail no build."""
+GONE_S: Final = 60
 CREATE_S: Final = 300
 """Creating can take minutes on a loaded host, and still happen after the caller has given up: hence the fixed names."""
 PULL_IDLE_S: Final = 120
@@ -143,7 +147,7 @@ class DockerEngine:
 
     def info(self) -> EngineInfo:
         with _talking():
-            said = self._client(QUICK_S).info()
+            said = self._client(INFO_S).info()
         options = said.get("SecurityOptions") or []
         self._info = EngineInfo(
             name=f"docker ({said.get('Name', '?')})",
@@ -326,10 +330,10 @@ class DockerEngine:
         except APIError as error:
             if self.state(container_id).running:
                 raise _lost(f"the container cannot be stopped: {_words(error)}") from error
-        until = time.monotonic() + QUICK_S
+        until = time.monotonic() + GONE_S
         while self.state(container_id).running:
             if time.monotonic() > until:
-                raise _lost(f"the container still runs {QUICK_S} s after it was killed")
+                raise _lost(f"the container still runs {GONE_S} s after it was killed")
             time.sleep(0.02)
 
     def copy_out(self, container_id: str, path: str) -> Iterator[bytes]:
@@ -364,7 +368,7 @@ class DockerEngine:
             self._await_gone(container_id)
 
     def _await_gone(self, container_id: str) -> None:
-        until = time.monotonic() + QUICK_S
+        until = time.monotonic() + GONE_S
         while time.monotonic() < until:
             try:
                 with _talking():
@@ -372,7 +376,7 @@ class DockerEngine:
             except NotFound:
                 return
             time.sleep(0.05)
-        raise _lost(f"the container's removal has not ended after {QUICK_S} s")
+        raise _lost(f"the container's removal has not ended after {GONE_S} s")
 
     def leftovers(self, labels: Mapping[str, str]) -> Iterable[Leftover]:
         wanted = [f"{name}={value}" if value else name for name, value in labels.items()]

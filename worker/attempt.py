@@ -18,7 +18,7 @@ from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_WORKER, LABEL_WORK
 from buildenv.run import Job, Result, StopSignal, run
 from millrace import log as logging
 from millrace.contract import FinishReport, LogFooter, PhaseReport
-from millrace.errors import AttemptFenced, MillraceError
+from millrace.errors import AttemptFenced, InfraProblem, MillraceError
 from millrace.ids import uuid_of
 from millrace.locks import held
 from millrace.vocabulary import COMPUTE_TYPES, Reason, Verdict
@@ -89,6 +89,8 @@ def _result(order: Order, engine: Engine, sink: _Sink, control: AttemptControl, 
     except AttemptFenced as error:
         log.warning("attempt.fenced", why=error.message)
         return None
+    except InfraProblem as lost:  # before `run` could begin
+        return Result(verdict=Verdict.FAULT, reason=lost.reason, message=lost.message)
     except Exception as error:  # the one broad except: a bug of ours must end the build as ours, with its traceback in our log
         log.exception("attempt.bug")
         sink.log(b"[Container] The farm failed this build by a fault of its own; its operator finds more in the worker's log.\n")

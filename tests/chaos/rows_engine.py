@@ -114,17 +114,19 @@ def live_restore(chaos: Chaos) -> None:
 
 @row(
     "F-25",
-    done="dockerd is frozen (SIGSTOP) for 90 s while 2 builds run a command of 100 s, lease as shipped",
+    done="dockerd is frozen (SIGSTOP) for 90 s while 2 builds run a command of 100 s and a third one begins; lease as shipped",
     holds="heartbeats go on, as they do not depend on the engine",
     target="0 failures, no other attempt",
 )
 def frozen(chaos: Chaos) -> None:
-    with farm_on_engine(chaos, **OURS) as (farm, engine):
+    with farm_on_engine(chaos, **OURS, MILLRACE_SLOTS="3") as (farm, engine):
         for _ in range(2):
             build(chaos, farm, "echo began", "sleep 100", "echo ended")
         for one in chaos.accepted:
             farm.await_log(one, "began")
         assert engine.process is not None
+        third = build(chaos, farm, "echo third")
+        wait_until(lambda: farm.show(third)["millrace"]["state"] != "QUEUED", 30)
         os.kill(engine.process.pid, signal.SIGSTOP)
         time.sleep(90)
         os.kill(engine.process.pid, signal.SIGCONT)
