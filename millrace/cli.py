@@ -7,7 +7,7 @@ import click
 
 from millrace import __version__
 from millrace import log as logging
-from millrace.commands import builds, farm, fleets, fsck, lint, secrets
+from millrace.commands import backup, builds, farm, fleets, fsck, lint, secrets
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
@@ -47,6 +47,9 @@ for verb in (
     farm.token,
     secrets.secret,
     farm.migrate,
+    backup.backup,
+    backup.restore,
+    backup.restored,
     farm.bootstrap,
     farm.api,
     farm.scheduler,
