@@ -18,6 +18,7 @@ from millrace.contract import (
     Grant,
     GrantRequest,
     PhaseReport,
+    PhaseReports,
     RenewRequest,
     SecretsReply,
     SecretsRequest,
@@ -63,6 +64,15 @@ def renew(build_id: str, attempt_no: int) -> Response:
 def phase(build_id: str, attempt_no: int) -> dict[str, Any]:
     """A phase began or ended."""
     attempts.record_phase(here().db, build_id, attempt_no, attempt_token_hash(), jsonbody.read(PhaseReport))
+    return {}
+
+
+@blueprint.post("/attempts/<build_id>/<int:attempt_no>/phases")
+@needs(Scope.ATTEMPT)
+def phases(build_id: str, attempt_no: int) -> dict[str, Any]:
+    """Phases began or ended."""
+    reports = jsonbody.read(PhaseReports).reports
+    attempts.record_phase(here().db, build_id, attempt_no, attempt_token_hash(), *reports)
     return {}
 
 

@@ -355,6 +355,13 @@ class DockerEngine:
                 f"the engine cannot unpack into {path} of the container: {_words(error)}", reason=Reason.BAD_IMAGE
             ) from error
 
+    def rename(self, container_id: str, name: str) -> None:
+        try:
+            with _talking():
+                self._client(QUICK_S).rename(container_id, name)
+        except APIError as error:
+            raise _lost(f"the container cannot be renamed: {_words(error)}") from error
+
     def remove(self, container_id: str) -> None:
         self._created.pop(container_id, None)
         try:

@@ -8,6 +8,8 @@ from typing import Protocol
 LABEL_BUILD = "millrace.build"
 LABEL_ATTEMPT = "millrace.attempt"
 LABEL_WORKER = "millrace.worker"
+LABEL_PLACE = "millrace.place"
+"""The name of its workspace, below that folder."""
 LABEL_WORKSPACES = "millrace.workspaces"
 """The folder of workspaces that a container belongs to: a janitor leaves those of other farms on the same host alone."""
 
@@ -100,7 +102,8 @@ class Console(Protocol):
 
 
 class Engine(Protocol):
-    """Order of calls: ensure_image, create, attach, start, copy_in, state..., stop, copy_out, remove. Safe from several threads.
+    """Order of calls: ensure_image, create, attach, start, copy_in, state..., stop, copy_out, remove; rename at any time. Safe
+    from several threads.
 
     Every method raises InfraProblem(ENGINE_LOST) where the engine does not answer; `stop` and `remove` may be called twice
     and on containers that are gone.
@@ -139,6 +142,9 @@ class Engine(Protocol):
 
         Raises BuildProblem(BAD_IMAGE) where the engine cannot unpack it there.
         """
+
+    def rename(self, container_id: str, name: str) -> None:
+        """Give it another name, for those who look. Raises InfraProblem(ENGINE_LOST) also where the name is taken."""
 
     def remove(self, container_id: str) -> None:
         """Remove it with its volumes, running or not."""

@@ -21,7 +21,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -126,6 +126,12 @@ class FakeEngine:
                 container.files.unpack(path, archive)
         except (OSError, tarfile.TarError) as error:
             raise BuildProblem(f"the engine cannot unpack into {path}: {error}", reason=Reason.BAD_IMAGE) from error
+
+    def rename(self, container_id: str, name: str) -> None:
+        container = self._find(container_id)
+        if container is None:
+            raise InfraProblem("the container is gone", reason=Reason.ENGINE_LOST)
+        container.spec = replace(container.spec, name=name)
 
     def remove(self, container_id: str) -> None:
         container = self._find(container_id)

@@ -7,20 +7,21 @@ sideways; `run` knows no database, no queue and no API.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from buildenv import images, uploads, variables, workspace
+from buildenv import parking, uploads, variables
 from buildenv.artifacts import Outside
 from buildenv.buildlog import BuildLog
 from buildenv.buildspec import Buildspec, Command, OnFailure, PhaseSpec
 from buildenv.caching import BuildCache
 from buildenv.depot import Depot
-from buildenv.engine import Console, ContainerSpec, Engine, Image, Mount
+from buildenv.engine import Console, Engine, Image
+from buildenv.parking import Mould, Parked
 from buildenv.preparation import Preparation
-from buildenv.shell import FULL, RUNNER_COMMAND, Shell
+from buildenv.shell import FULL, Shell
 from buildenv.workspace import Workspace
 from millrace.contract import (
     ArtifactReport,
@@ -87,16 +88,16 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that one attempt needs to know. `workspace` is a folder of its own on the host, which is made and removed."""
+    """Everything that one attempt needs to know. `workspace` is a folder of its own on the host, which is made and removed.
+
+    `parked` is a container that waits in that workspace; one that does not fit is dropped, and another made.
+    """
 
     claim: Claim
     workspace: Path
     labels: Mapping[str, str]
-    cpus: float
-    memory_bytes: int
-    pids: int
-    network: str
-    ca_bundle: Path | None
+    mould: Mould
+    parked: Parked | None = None
     git_roots: tuple[Path, ...]
     max_artifact_bytes: int
 
@@ -144,12 +145,23 @@ class _Progress:
     caches: list[CacheReport] = field(default_factory=list)
 
 
-def run(job: Job, engine: Engine, sink: Sink, depot: Depot, stop: StopSignal) -> Result:
+def run(job: Job, engine: Engine, sink: Sink, depot: Depot, stop: StopSignal, later: ExitStack) -> Result:
     """Carry one attempt. Raises AttemptFenced only; all else that a build, the engine or the store can do is in the result.
 
-    When it returns, the container and the workspace are gone.
+    When it returns, the container and the workspace are gone; where the build went through all its phases, they go when `later`
+    is closed, so that nobody waits for that to hear the verdict.
     """
     attempt = _Attempt(job, engine, sink, depot, stop)
+    with ExitStack() as now:
+        now.callback(attempt.clean_up)
+        result = _carried(attempt)
+        attempt.end_log()
+        if result.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
+            later.push(now.pop_all())
+    return result
+
+
+def _carried(attempt: "_Attempt") -> Result:
     try:
         attempt.carry()
         return attempt.verdict()
@@ -164,8 +176,6 @@ def run(job: Job, engine: Engine, sink: Sink, depot: Depot, stop: StopSignal) ->
         return attempt.result(Verdict.FAULT, problem.reason, problem.message)
     except Unavailable as problem:
         return attempt.result(Verdict.HANDED_BACK, Reason.WORKER_LOST, problem.message)
-    finally:
-        attempt.clean_up()
 
 
 class _Attempt:
@@ -195,6 +205,8 @@ class _Attempt:
         self._last_phase: PhaseType | None = None
         self._commands_ran = False
         self._oom_said = False
+        self._frozen = False
+        self._asides: list[threading.Thread] = []
 
     def carry(self) -> None:
         """All phases. Raises what ends the attempt early; failed commands are noted in the progress."""
@@ -262,35 +274,28 @@ class _Attempt:
     # Phases
 
     def _provision(self) -> Image:
-        """The image is on the host, the workspace is laid out, the container is made but does not run."""
-        environment = self._settings.environment
-        wanted = images.resolve_alias(environment.image)
-        if environment.privileged_mode:
+        """The image is on the host, the workspace is laid out, the container is made, and runs already where it was parked."""
+        if self._settings.environment.privileged_mode:
             raise BuildProblem(
                 "privilegedMode is not served by this fleet",
                 reason=Reason.BAD_IMAGE,
                 hint="Set privilegedMode to false.",
             )
         self._check_stop()
-        self._image = self._engine.ensure_image(wanted)
-        self._workspace.make()
-        mounts = [Mount(source=self._workspace.output, target=workspace.OUTPUT_INSIDE)]
-        mounts.append(Mount(source=self._workspace.readonly, target=workspace.READONLY_INSIDE, read_only=True))
-        if self._job.ca_bundle is not None:
-            mounts.append(Mount(source=self._job.ca_bundle, target=variables.CA_INSIDE, read_only=True))
-        self._container = self._engine.create(
-            ContainerSpec(
-                name=container_name(self._claim.build_id, self._claim.attempt_no),
-                image=self._image.reference,
-                command=RUNNER_COMMAND,
-                mounts=tuple(mounts),
-                labels=self._job.labels,
-                cpus=self._job.cpus,
-                memory_bytes=self._job.memory_bytes,
-                pids=self._job.pids,
-                network=self._job.network,
-            )
-        )
+        mould, parked = self._job.mould, self._job.parked
+        name = container_name(self._claim.build_id, self._claim.attempt_no)
+        if parked is not None:
+            self._container, self._console = parked.container_id, parked.console
+        self._image = self._engine.ensure_image(mould.image)
+        if parked is not None and parked.fits(mould, self._image, self._engine):
+            self._aside("rename", lambda: self._engine.rename(parked.container_id, name))
+        else:
+            if parked is not None:
+                parked.drop(self._engine)
+                self._console = None
+            self._workspace.make()
+            self._container = parking.make(self._engine, mould, self._workspace, name=name, labels=self._job.labels)
+        self._workspace.add_sources()
         return self._image
 
     def _download(self, image: Image) -> Buildspec:
@@ -301,7 +306,7 @@ class _Attempt:
             depot=self._depot,
             log=self._log,
             git_roots=self._job.git_roots,
-            ca_bundle=self._job.ca_bundle,
+            ca_bundle=self._job.mould.ca_bundle,
             stop=self._stop.event,
             deadline=self._deadline,
         )
@@ -318,8 +323,9 @@ class _Attempt:
         if self._container is None:
             raise AssertionError("provisioned before")
         self._check_stop()
-        self._console = self._engine.attach(self._container)
-        self._engine.start(self._container)
+        if self._console is None:
+            self._console = self._engine.attach(self._container)
+            self._engine.start(self._container)
         shell = Shell(
             self._engine,
             self._container,
@@ -356,6 +362,7 @@ class _Attempt:
         """Only of a build that went well: what a failed one leaves may be half done."""
         if self._cache is None or self._progress.failure is not None:
             return
+        self._freeze()
         saved = self._cache.save()
         if saved is not None:
             self._progress.caches.append(saved)
@@ -465,7 +472,8 @@ class _Attempt:
                     spec, self._settings, lambda text: self._evaluate(text, shell), shell.variables(), self._log.say
                 )
                 container = self._container or ""
-                self._engine.stop(container, 0)  # nothing of the build may change what is being packed
+                if sets:
+                    self._freeze()
                 uploader = uploads.Uploader(
                     depot=self._depot,
                     source=self._workspace.source,
@@ -483,6 +491,12 @@ class _Attempt:
             self._progress.artifacts.clear()
             if self._progress.failure is None:
                 raise
+
+    def _freeze(self) -> None:
+        """End all processes of the build: nothing may change what is being packed."""
+        if not self._frozen:
+            self._engine.stop(self._container or "", 0)
+            self._frozen = True
 
     def _evaluate(self, text: str, shell: Shell) -> str | None:
         """What the shell makes of `text` (CodeBuild: artifacts.name, cache.key); what its commands complain of is in the log."""
@@ -562,15 +576,27 @@ class _Attempt:
         if time.monotonic() > self._deadline:
             raise BuildStopped("the build's time was over", reason=Reason.TIMEOUT)
 
+    def end_log(self) -> None:
+        """Nothing more is written."""
+        self._log.end()
+
     def clean_up(self) -> None:
         """Whatever happened, and whether or not the build was stopped: the container and the workspace go."""
         self._log.end()
+        for thread in self._asides:
+            thread.join()
         if self._console is not None:
             self._console.close()
         if self._container is not None:
             self._without_failing("container", lambda: self._engine.remove(self._container or ""))
         image = self._image.reference if self._image else None
         self._without_failing("workspace", lambda: self._workspace.remove(self._engine, image))
+
+    def _aside(self, what: str, work: Callable[[], None]) -> None:
+        """Do what nobody waits for, and what may fail, beside the build."""
+        thread = threading.Thread(target=self._without_failing, args=(what, work), name=what, daemon=True)
+        self._asides.append(thread)
+        thread.start()
 
     @staticmethod
     def _without_failing(what: str, work: Callable[[], None]) -> None:

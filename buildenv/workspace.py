@@ -27,9 +27,9 @@ _NO_ROOM_FILES: Final = 16
 
 
 class Workspace:
-    """`root` must not be there yet. `source_folder` and those of secondary sources, by identifier, are relative to `output`."""
+    """`root` need not be there yet. `source_folder` and those of secondary sources, by identifier, are relative to `output`."""
 
-    def __init__(self, root: Path, source_folder: str, secondary: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path, source_folder: str = "", secondary: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.output = root / "output"
         self.readonly = root / "readonly"
@@ -43,9 +43,8 @@ class Workspace:
         """Lay the folders out; what an earlier process of the same attempt left is removed first."""
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir(parents=True, mode=0o700)
-        secondary = [self.output / name for name in self._secondary.values()]
-        for folder in (self.output, self.readonly, self.scratch, self.source, self.control, *secondary):
-            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.output, self.readonly, self.scratch, self.control):
+            folder.mkdir()
         shutil.copyfile(RUNNER, self.readonly / RUNNER.name)
         shutil.copytree(INSIDE, self.readonly / "bin")
 
@@ -56,6 +55,11 @@ class Workspace:
         except OSError:
             return False
         return disk.f_bavail * disk.f_frsize < _NO_ROOM_BYTES or (disk.f_files > 0 and disk.f_favail < _NO_ROOM_FILES)
+
+    def add_sources(self) -> None:
+        """Make the folders of the sources, in a workspace that is laid out."""
+        for folder in (self.source, *(self.output / name for name in self._secondary.values())):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def secondary(self, identifier: str) -> tuple[Path, str]:
         """Where a secondary source lies: on the host, and inside."""

@@ -4,6 +4,7 @@ Routes (`api/attempts.py`), all below `/worker/v1`:
   POST /claim                                    ClaimRequest  -> Claim, or 204 where nothing is to be done   (worker token)
   POST /attempts/{build_id}/{attempt_no}/renew   RenewRequest  -> RenewReply                                  (attempt token)
   POST /attempts/{build_id}/{attempt_no}/phase   PhaseReport   -> {}
+  POST /attempts/{build_id}/{attempt_no}/phases  PhaseReports  -> {}; what is not told yet when the attempt ends, `finish` tells
   PUT  /attempts/{build_id}/{attempt_no}/log/{seq}   raw bytes, with the headers `LOG_OFFSET_HEADER` and `LOG_SHA256_HEADER` -> {}
   POST /attempts/{build_id}/{attempt_no}/grant   GrantRequest  -> Grant
   POST /attempts/{build_id}/{attempt_no}/grant/secrets   SecretsRequest -> SecretsReply
@@ -93,6 +94,12 @@ class PhaseReport(Shape):
     duration_ms: int | None = None
     contexts: tuple[PhaseContext, ...] = ()
     resolved_source_version: str | None = None
+
+
+class PhaseReports(Shape):
+    """What became of several phases since the last word."""
+
+    reports: tuple[PhaseReport, ...] = Field(min_length=1, max_length=100)
 
 
 class GrantRequest(Shape):
@@ -231,3 +238,5 @@ class FinishReport(Shape):
     resolved_source_version: str | None = None
     exported_variables: tuple[ExportedVariable, ...] = ()
     marks: dict[str, int] = Field(default_factory=dict)
+    phases: tuple[PhaseReport, ...] = Field(default=(), max_length=100)
+    """Those that were not told before."""

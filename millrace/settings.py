@@ -103,6 +103,10 @@ class Settings(BaseSettings):
         None
     )
     slots: Annotated[int, Field(ge=1, le=256, description="Builds that a worker runs at once.")] = 2
+    parked: Annotated[
+        int,
+        Field(ge=0, le=256, description="Containers that a worker keeps waiting, started, for the images it used last; 0: none."),
+    ] = 2
     work_dir: Annotated[
         Path | None,
         Field(description="Workspaces of a worker; must be the same path for the engine; absent: in the data folder."),

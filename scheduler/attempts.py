@@ -9,46 +9,26 @@ from sqlalchemy.orm import Session
 from millrace.contract import MAX_LOG_CHUNK_BYTES, CacheQuery, PhaseReport
 from millrace.errors import Conflict, InvalidInput, TooLarge
 from millrace.project import BuildSettings
-from millrace.vocabulary import BuildState, PhaseType
 from scheduler import caches
 from scheduler.db import Database
-from scheduler.lifecycle import apply, held, plain
-from scheduler.models import Attempt, Build, LogChunk, Phase
-from scheduler.states import BuildEvent
+from scheduler.lifecycle import check_phases, held, note_phases
+from scheduler.models import Attempt, Build, LogChunk
 
-_FARMS_OWN: Final = frozenset({PhaseType.SUBMITTED, PhaseType.QUEUED, PhaseType.COMPLETED})
-"""Phases that the farm tells from the build's own times; no worker reports them."""
 MAX_LOG_BYTES: Final = 1024**3
 """How long an attempt's log may be: it lies in the database while the build runs. What is beyond is refused, and the log
 marked as incomplete."""
 
 
-def record_phase(db: Database, build_id: str, attempt_no: int, token_hash: str, report: PhaseReport) -> None:
-    """Write down that a phase began or ended. The first one starts the build; FINALIZING makes it FINALIZING.
+def record_phase(db: Database, build_id: str, attempt_no: int, token_hash: str, *reports: PhaseReport) -> None:
+    """Write down that phases began or ended. The first one starts the build; FINALIZING makes it FINALIZING.
 
     Raises AttemptFenced, InvalidInput for a phase that is not the worker's to report.
     """
-    if report.phase_type in _FARMS_OWN:
-        raise InvalidInput(f"the phase {report.phase_type} is told by the farm, not by a worker")
+    check_phases(reports)
 
     def work(session: Session) -> None:
         build, _attempt = held(session, build_id, attempt_no, token_hash)
-        if build.state == BuildState.CLAIMED:
-            apply(session, build, BuildEvent.STARTED)
-        if report.phase_type in (PhaseType.UPLOAD_ARTIFACTS, PhaseType.FINALIZING) and build.state == BuildState.RUNNING:
-            apply(session, build, BuildEvent.FINALIZING)
-        phase = session.get(Phase, (build_id, attempt_no, report.phase_type.value))
-        if phase is None:
-            phase = Phase(build_id=build_id, attempt_no=attempt_no, phase_type=report.phase_type.value, contexts=[])
-            session.add(phase)
-        elif phase.ended_ms is not None and report.ended_at_ms is None:
-            return  # a late repeat of the beginning
-        phase.started_ms = report.started_at_ms
-        phase.ended_ms, phase.duration_ms = report.ended_at_ms, report.duration_ms
-        phase.status = report.status.value if report.status else None
-        phase.contexts = [context.model_dump(by_alias=True) for context in report.contexts]
-        if report.resolved_source_version:
-            build.resolved_source_version = plain(report.resolved_source_version)[:256]
+        note_phases(session, build, reports)
 
     db.run(work)
 

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Final
 
 import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from millrace.contract import FinishReport
+from millrace.contract import FinishReport, PhaseReport
 from millrace.errors import AttemptFenced, InvalidInput
 from millrace.ids import staging_prefix
 from millrace.log import get_logger
 from millrace.project import BuildSettings
-from millrace.vocabulary import COMMAND_PHASES, BuildState, Reason, StatusType, Verdict
+from millrace.vocabulary import COMMAND_PHASES, BuildState, PhaseType, Reason, StatusType, Verdict
 from scheduler import caches, publication
 from scheduler.db import Database, now_ms
 from scheduler.models import Attempt, Build, Event, LogChunk, Phase, Project
@@ -52,6 +53,8 @@ _REASONS: Final[dict[Verdict, frozenset[Reason]]] = {
     Verdict.HANDED_BACK: _OURS | {Reason.PHASE_RETRY},
 }
 """Which Reasons a verdict may have, so that FAILED stays the user's and FAULT ours."""
+_FARMS_OWN: Final = frozenset({PhaseType.SUBMITTED, PhaseType.QUEUED, PhaseType.COMPLETED})
+"""Phases that the farm tells from the build's own times; no worker reports them."""
 _MAX_VERSION_CHARS: Final = 256
 
 
@@ -254,6 +257,7 @@ def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report
     if foreign:
         raise InvalidInput(f"{foreign[0]!r} is not an object of attempt {attempt_no} of {build_id}")
     caches.check(build_id, attempt_no, report)
+    check_phases(report.phases)
 
     def work(session: Session) -> BuildState:
         build, attempt = held(session, build_id, attempt_no, token_hash, finished_with=digest)
@@ -272,6 +276,7 @@ def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report
             )
         if report.resolved_source_version:
             build.resolved_source_version = plain(report.resolved_source_version)[:_MAX_VERSION_CHARS]
+        note_phases(session, build, report.phases)
         build.marks = {**build.marks, **report.marks}
         build.exit_code = report.exit_code
         session.flush()
@@ -280,6 +285,35 @@ def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report
         return BuildState(build.state)
 
     return db.run(work)
+
+
+def check_phases(reports: Sequence[PhaseReport]) -> None:
+    """Raises InvalidInput for a phase that is not the worker's to report."""
+    for report in reports:
+        if report.phase_type in _FARMS_OWN:
+            raise InvalidInput(f"the phase {report.phase_type} is told by the farm, not by a worker")
+
+
+def note_phases(session: Session, build: Build, reports: Sequence[PhaseReport]) -> None:
+    """Write down that phases of the attempt that holds the build began or ended, and move the build along with them."""
+    for report in reports:
+        if build.state == BuildState.CLAIMED:
+            apply(session, build, BuildEvent.STARTED)
+        if report.phase_type in (PhaseType.UPLOAD_ARTIFACTS, PhaseType.FINALIZING) and build.state == BuildState.RUNNING:
+            apply(session, build, BuildEvent.FINALIZING)
+        phase = session.get(Phase, (build.id, build.attempt_no, report.phase_type.value))
+        if phase is None:
+            phase = Phase(build_id=build.id, attempt_no=build.attempt_no, phase_type=report.phase_type.value, contexts=[])
+            session.add(phase)
+        elif phase.ended_ms is not None and report.ended_at_ms is None:
+            continue  # a late repeat of the beginning
+        phase.started_ms = report.started_at_ms
+        phase.ended_ms, phase.duration_ms = report.ended_at_ms, report.duration_ms
+        phase.status = report.status.value if report.status else None
+        phase.contexts = [context.model_dump(by_alias=True) for context in report.contexts]
+        if report.resolved_source_version:
+            build.resolved_source_version = plain(report.resolved_source_version)[:_MAX_VERSION_CHARS]
+    session.flush()
 
 
 def plain(text: str) -> str:

@@ -16,6 +16,9 @@ from millrace.settings import Settings, for_children
 from worker.control import Control
 from worker.engines import make_engine
 from worker.janitor import Janitor
+from worker.lot import Lot
+from worker.nursery import Nursery
+from worker.order import make_park_order
 from worker.slots import Slots
 
 log = get_logger(__name__)
@@ -67,7 +70,9 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     engine = make_engine(settings.engine, settings.docker_host, children)
     janitor = Janitor(engine, settings.workspaces)
     control = Control(settings.api, settings.worker_token.get_secret_value())
-    slots = Slots(settings, worker_id, control, engine, janitor, children)
+    nursery = Nursery(children)
+    lot = Lot(nursery, lambda place, mould: make_park_order(place, mould, worker_id, settings), settings.parked)
+    slots = Slots(settings, worker_id, control, engine, janitor, lot)
     leaving = threading.Event()
     at_once = threading.Event()
 
@@ -79,7 +84,7 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     log.info("worker.started", worker_id=worker_id, fleet=settings.fleet, slots=settings.slots, engine=settings.engine)
-    for name, work in (("janitor", janitor.run_forever), ("poll", slots.poll_forever)):
+    for name, work in (("janitor", janitor.run_forever), ("poll", slots.poll_forever), ("lot", lot.tend_forever)):
         threading.Thread(target=work, args=(leaving,), name=name, daemon=True).start()
     threading.Thread(target=_listen, args=(make_celery(settings, slots), settings), name="bell", daemon=True).start()
     leaving.wait()
@@ -89,6 +94,8 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
         drained.join(0.1)
     if at_once.is_set():
         slots.drain(0)
+    lot.close()
+    nursery.close()
     control.close()
     log.info("worker.stopped", worker_id=worker_id)
     return 0

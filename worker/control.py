@@ -2,9 +2,11 @@
 
 import hashlib
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -24,6 +26,7 @@ from millrace.contract import (
     Grant,
     GrantRequest,
     PhaseReport,
+    PhaseReports,
     RenewReply,
     RenewRequest,
     SecretReference,
@@ -74,12 +77,23 @@ class _Wrong(Exception):
     """An object that came with other bytes than were stored."""
 
 
+@cache
+def trusted() -> ssl.SSLContext:
+    """Whom HTTPS trusts. Read once, as that takes longer than many a build's whole way through the farm."""
+    return httpx.create_ssl_context()
+
+
 class Wire:
     """One HTTP client with retries. Safe from several threads."""
 
     def __init__(self, api_url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self._client = httpx.Client(
-            base_url=api_url, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT, transport=transport, trust_env=True
+            base_url=api_url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=_TIMEOUT,
+            transport=transport,
+            trust_env=True,
+            verify=trusted(),
         )
 
     def send(
@@ -153,7 +167,7 @@ class AttemptControl:
         self._stop = stop or threading.Event()
         self._deadline = time.monotonic() + deadline_in_s
         self._wire = Wire(api_url, token, transport=transport)
-        self._mover = httpx.Client(base_url=api_url, timeout=_MOVE_TIMEOUT, transport=transport)
+        self._mover = httpx.Client(base_url=api_url, timeout=_MOVE_TIMEOUT, transport=transport, verify=trusted())
         self._path = f"/worker/v1/attempts/{quote(build_id, safe='')}/{attempt_no}"
 
     def renew(self, *, draining: bool, patience_s: float) -> RenewReply:
@@ -163,9 +177,9 @@ class AttemptControl:
         )
         return RenewReply.model_validate_json(answer.content, extra="ignore")
 
-    def phase(self, report: PhaseReport) -> None:
-        """A phase began or ended."""
-        self._wire.send("POST", f"{self._path}/phase", patience_s=60, **_body(report))
+    def phases(self, reports: Sequence[PhaseReport]) -> None:
+        """Phases began or ended."""
+        self._wire.send("POST", f"{self._path}/phases", patience_s=10, **_body(PhaseReports(reports=tuple(reports))))
 
     def log(self, seq: int, offset: int, data: bytes, *, patience_s: float) -> None:
         """One chunk of the log."""

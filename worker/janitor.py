@@ -12,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_WORKSPACES, Engine
+from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKSPACES, Engine
 from millrace.errors import MillraceError
-from millrace.ids import is_build_id
+from millrace.ids import uuid_of
 from millrace.locks import is_held
 from millrace.log import get_logger
-from worker.attempt import lock_of, workspace_of
+from worker.attempt import lock_of
 
 log = get_logger(__name__)
 ROUND_S: Final = 60.0
@@ -54,18 +54,16 @@ class Janitor:
                 removed += 1
         return removed + self._clean_workspaces(young_s)
 
-    def clear(self, build_id: str, attempt_no: int) -> None:
-        """Remove what one attempt left that is known to be dead."""
-        for leftover in self._engine.leftovers({LABEL_BUILD: build_id, LABEL_ATTEMPT: str(attempt_no)}):
+    def clear(self, place: str) -> None:
+        """Remove what a process left that is known to be dead."""
+        for leftover in self._engine.leftovers({LABEL_WORKSPACES: str(self._workspaces), LABEL_PLACE: place}):
             self._engine.remove(leftover.container_id)
-        self._remove(workspace_of(self._workspaces, build_id, attempt_no))
-        lock_of(self._workspaces, build_id, attempt_no).unlink(missing_ok=True)
+        self._remove(self._workspaces / place)
+        lock_of(self._workspaces, place).unlink(missing_ok=True)
 
     def _lives(self, labels: Mapping[str, str]) -> bool:
-        build_id, attempt_no = labels.get(LABEL_BUILD, ""), labels.get(LABEL_ATTEMPT, "")
-        if not is_build_id(build_id) or not attempt_no.isdigit():
-            return False
-        return is_held(lock_of(self._workspaces, build_id, int(attempt_no)))
+        place = labels.get(LABEL_PLACE) or f"{uuid_of(labels.get(LABEL_BUILD, ''))}-{labels.get(LABEL_ATTEMPT, '')}"
+        return "/" not in place and is_held(lock_of(self._workspaces, place))
 
     def _clean_workspaces(self, young_s: float) -> int:
         if not self._workspaces.is_dir():

@@ -1,31 +1,39 @@
-"""What a worker hands to an attempt's process, on its stdin: the claim, and how this worker builds."""
+"""What a worker hands to an attempt's process: where it waits and with what, then its build."""
 
 from pathlib import Path
 from typing import Final, Literal
 
+from buildenv import images
+from buildenv.engine import EngineInfo
+from buildenv.parking import Mould
 from millrace.contract import Claim
 from millrace.log import LogFormat
 from millrace.project import Shape
 from millrace.settings import Settings
+from millrace.vocabulary import COMPUTE_TYPES
+
+
+class ParkOrder(Shape):
+    """What an attempt's process is told when it starts: where it is, and the container to have ready, if any."""
+
+    worker_id: str
+    workspaces: Path
+    place: str
+    mould: Mould | None
+    engine: Literal["docker", "fake"]
+    docker_host: str | None
+    log_format: LogFormat
+    log_level: str
 
 
 class Order(Shape):
-    """Everything an attempt's process needs. It holds the attempt's token, so it goes through a pipe, never argv or environ."""
+    """The build that it is for. It holds the attempt's token, so it goes through a connection, never argv or environ."""
 
     claim: Claim
     api_url: str
-    worker_id: str
-    workspaces: Path
-    engine: Literal["docker", "fake"]
-    docker_host: str | None
-    network: str
-    ca_bundle: Path | None
+    mould: Mould
     git_roots: tuple[Path, ...]
-    memory_bytes: int | None
-    pids_limit: int
     max_artifact_bytes: int
-    log_format: LogFormat
-    log_level: str
 
 
 _BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -37,21 +45,40 @@ def host_bundle() -> Path | None:
     return _BUNDLE if _BUNDLE.is_file() and any(_OWN_CERTIFICATES.rglob("*.crt")) else None
 
 
-def make_order(claim: Claim, worker_id: str, settings: Settings) -> Order:
+def make_park_order(place: str, mould: Mould | None, worker_id: str, settings: Settings) -> ParkOrder:
+    """The order to wait at `place` on this worker."""
+    return ParkOrder(
+        worker_id=worker_id,
+        workspaces=settings.workspaces,
+        place=place,
+        mould=mould,
+        engine=settings.engine,
+        docker_host=settings.docker_host,
+        log_format=settings.log_format,
+        log_level=settings.log_level,
+    )
+
+
+def mould_of(claim: Claim, host: EngineInfo, settings: Settings) -> Mould:
+    """What the container of `claim` is like on this worker."""
+    environment = claim.settings.environment
+    cpus, memory = COMPUTE_TYPES[environment.compute_type]
+    return Mould(
+        image=images.resolve_alias(environment.image),
+        cpus=min(cpus, host.cpus),
+        memory_bytes=min(settings.memory_bytes or memory, host.memory_bytes),
+        pids=settings.pids_limit,
+        network=settings.network,
+        ca_bundle=settings.ca_bundle or host_bundle(),
+    )
+
+
+def make_order(claim: Claim, mould: Mould, settings: Settings) -> Order:
     """The order for `claim` on this worker."""
     return Order(
         claim=claim,
         api_url=settings.api,
-        worker_id=worker_id,
-        workspaces=settings.workspaces,
-        engine=settings.engine,
-        docker_host=settings.docker_host,
-        network=settings.network,
-        ca_bundle=settings.ca_bundle or host_bundle(),
+        mould=mould,
         git_roots=settings.git_roots,
-        memory_bytes=settings.memory_bytes,
-        pids_limit=settings.pids_limit,
         max_artifact_bytes=settings.max_upload_bytes,
-        log_format=settings.log_format,
-        log_level=settings.log_level,
     )

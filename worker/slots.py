@@ -2,50 +2,52 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from buildenv.engine import Engine
+from buildenv.engine import Engine, EngineInfo
 from millrace import __version__
 from millrace.contract import Claim, ClaimRequest, FinishReport, LogFooter
 from millrace.errors import AttemptFenced, MillraceError
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.vocabulary import Reason, Verdict
+from worker.attempt import REPORTED
 from worker.control import AttemptControl, Control
 from worker.janitor import Janitor
-from worker.order import make_order
+from worker.lot import Lot
+from worker.nursery import Child
+from worker.order import make_order, mould_of
 
 log = get_logger(__name__)
 IDLE_POLL_S: Final = 10.0
 """A free slot asks for work this often even when no bell rings, so that a lost message or a dead Redis only costs time."""
+_HOST_S: Final = 5.0
 _NOTHING: Final = LogFooter(chunks=0, size_bytes=0, sha256="e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Running:
     claim: Claim
-    process: "subprocess.Popen[bytes]"
+    child: Child
+    place: str
 
 
 class Slots:
     """Claims builds while slots are free, and watches over the attempts' processes."""
 
-    def __init__(
-        self, settings: Settings, worker_id: str, control: Control, engine: Engine, janitor: Janitor, environ: Mapping[str, str]
-    ) -> None:
+    def __init__(self, settings: Settings, worker_id: str, control: Control, engine: Engine, janitor: Janitor, lot: Lot) -> None:
         self._settings, self._worker_id = settings, worker_id
-        self._control, self._engine, self._janitor, self._environ = control, engine, janitor, environ
+        self._control, self._engine, self._janitor, self._lot = control, engine, janitor, lot
         self._claiming = threading.Lock()
         self._changed = threading.Condition()
         self._running: dict[tuple[str, int], _Running] = {}
+        self._leaving: dict[tuple[str, int], _Running] = {}
         self._draining = False
         self._trouble = ""
+        self._seen: tuple[float, EngineInfo] | None = None
 
     @property
     def busy(self) -> int:
@@ -81,26 +83,36 @@ class Slots:
         with self._changed:
             self._draining = True
             log.info("worker.draining", running=len(self._running), within_s=within_s)
-            self._changed.wait_for(lambda: not self._running, within_s)
-            left = list(self._running.values())
+            self._changed.wait_for(self._is_empty, within_s)
+            left = [*self._running.values(), *self._leaving.values()]
         for running in left:
-            running.process.send_signal(signal.SIGTERM)
+            running.child.signal(signal.SIGTERM)
         with self._changed:
-            if self._changed.wait_for(lambda: not self._running, 45):
+            if self._changed.wait_for(self._is_empty, 45):
                 return
-            left = list(self._running.values())
+            left = [*self._running.values(), *self._leaving.values()]
         for running in left:
             log.error("attempt.killed", build_id=running.claim.build_id, attempt_no=running.claim.attempt_no)
-            running.process.kill()
+            running.child.signal(signal.SIGKILL)
         with self._changed:
-            self._changed.wait_for(lambda: not self._running, 10)
+            self._changed.wait_for(self._is_empty, 10)
+
+    def _is_empty(self) -> bool:
+        return not self._running and not self._leaving
+
+    def _host(self) -> EngineInfo:
+        """What the engine said of its host within the last few seconds. Raises InfraProblem(ENGINE_LOST)."""
+        if self._seen is None or time.monotonic() - self._seen[0] > _HOST_S:
+            self._seen = (time.monotonic(), self._engine.info())
+        return self._seen[1]
 
     def _may_claim(self) -> bool:
         with self._changed:
-            if self._draining or len(self._running) >= self._settings.slots:
+            behind = max(0, len(self._leaving) - self._settings.slots)  # clean-up that does not keep up takes slots
+            if self._draining or len(self._running) + behind >= self._settings.slots:
                 return False
         try:
-            self._engine.info()
+            self._host()
         except MillraceError as error:
             self._note(f"the engine does not answer: {error.message}")
             return False
@@ -123,47 +135,59 @@ class Slots:
         )
 
     def _start(self, claim: Claim) -> None:
-        order = make_order(claim, self._worker_id, self._settings)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "worker.attempt"], stdin=subprocess.PIPE, start_new_session=True, env=dict(self._environ)
-        )
-        if process.stdin is None:
-            raise AssertionError("a pipe was asked for")
-        running = _Running(claim=claim, process=process)
+        try:
+            mould = mould_of(claim, self._host(), self._settings)
+            waiting = self._lot.take(mould)
+        except MillraceError as error:
+            log.error("attempt.not_started", build_id=claim.build_id, why=error.message)
+            self._hand_back(claim, error.message)
+            return
+        running = _Running(claim=claim, child=waiting.child, place=waiting.place)
         with self._changed:
             self._running[claim.build_id, claim.attempt_no] = running
-        log.info("attempt.spawned", build_id=claim.build_id, attempt_no=claim.attempt_no, pid=process.pid)
-        try:
-            process.stdin.write(order.model_dump_json().encode())
-            process.stdin.close()
-        except BrokenPipeError:
-            log.warning("attempt.died_early", build_id=claim.build_id)
+        log.info(
+            "attempt.spawned",
+            build_id=claim.build_id,
+            attempt_no=claim.attempt_no,
+            pid=waiting.child.pid,
+            place=waiting.place,
+            parked=waiting.mould is not None,
+        )
+        waiting.child.send(make_order(claim, mould, self._settings).model_dump_json().encode())
         threading.Thread(target=self._watch, args=(running,), name="slot", daemon=True).start()
 
     def _watch(self, running: _Running) -> None:
-        status = running.process.wait()
-        claim = running.claim
-        if status != 0:
-            log.warning("attempt.lost", build_id=claim.build_id, attempt_no=claim.attempt_no, status=status)
-            self._clear(claim)
-            self._hand_back(claim, status)
+        claim, key = running.claim, (running.claim.build_id, running.claim.attempt_no)
+        said = running.child.receive()
+        if said == REPORTED:
+            with self._changed:
+                self._leaving[key] = self._running.pop(key)
+                self._changed.notify_all()
+            self.fill()  # what is left of it goes meanwhile
+        while running.child.receive() is not None:
+            pass
+        running.child.close()
+        if said != REPORTED:
+            log.warning("attempt.lost", build_id=claim.build_id, attempt_no=claim.attempt_no, place=running.place)
+            self._clear(running.place)
+            self._hand_back(claim, "its report was not taken" if said else "it ended without a word")
         with self._changed:
-            del self._running[claim.build_id, claim.attempt_no]
+            self._running.pop(key, None)
+            self._leaving.pop(key, None)
             self._changed.notify_all()
         self.fill()
 
-    def _clear(self, claim: Claim) -> None:
+    def _clear(self, place: str) -> None:
         try:
-            self._janitor.clear(claim.build_id, claim.attempt_no)
+            self._janitor.clear(place)
         except MillraceError as error:
             log.warning("janitor.failed", why=error.message)
 
-    def _hand_back(self, claim: Claim, status: int) -> None:
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    def _hand_back(self, claim: Claim, how: str) -> None:
         report = FinishReport(
             verdict=Verdict.HANDED_BACK,
             reason=Reason.WORKER_LOST,
-            message=f"the process of attempt {claim.attempt_no} {how}",
+            message=f"the process of attempt {claim.attempt_no} is lost: {how}",
             log=_NOTHING,
             marks={"verdict": int(time.time() * 1000)},
         )

@@ -21,7 +21,7 @@ from millrace.contract import LOG_OFFSET_HEADER, LOG_SHA256_HEADER, Claim, Finis
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import PhaseType, Reason, StatusType, TokenScope, Verdict
-from scheduler import tokens
+from scheduler import lifecycle, tokens
 from scheduler.db import Database
 from scheduler.dispatch import Bell
 from tests.support.records import a_claim_request, a_project_json, a_report
@@ -308,7 +308,10 @@ def test_damaged_bytes_never_arrive_whole(api: Api, store: DirectoryStore) -> No
     assert (gone.status_code, "no longer" in gone.get_json()["detail"]) == (404, True)
 
 
-def test_artifacts_that_the_store_lost_are_a_fault_of_ours_and_the_build_begins_anew(api: Api, store: DirectoryStore) -> None:
+def test_artifacts_that_the_store_lost_are_a_fault_of_ours_and_the_build_begins_anew(
+    api: Api, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "backoff_ms", lambda _faults: 0)
     build = api.build()
     key = f"artifacts/{build.partition(':')[2]}/{{}}/a"
     facts = {"name": "a", "sizeBytes": 5, "sha256": "0" * 64, "md5": "0" * 32, "packaging": "NONE", "fileCount": 1}

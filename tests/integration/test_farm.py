@@ -132,7 +132,7 @@ def test_much_output_arrives_whole(farm: Farm) -> None:
 def test_an_attempt_that_is_killed_is_tried_again_at_once(farm: Farm) -> None:
     build = farm.build(["echo attempt $MILLRACE_ATTEMPT; test $MILLRACE_ATTEMPT -gt 1 || sleep 300"], project="killed")
     farm.await_log(build, "attempt 1\n")
-    os.kill(part(farm, "worker.attempt"), signal.SIGKILL)
+    os.kill(farm.attempt_pid(build), signal.SIGKILL)
     ended = farm.ended(build)
     assert ended["buildStatus"] == "SUCCEEDED"
     verdicts = [(item["verdict"], item["reason"]) for item in ended["millrace"]["attempts"]]

@@ -29,6 +29,7 @@ QUICK = {
     "MILLRACE_SWEEP_EVERY_S": "0.5",
     "MILLRACE_DEFAULT_IMAGE": "millrace/standard:latest",
     "MILLRACE_API_WORKERS": "1",
+    "MILLRACE_PARKED": "0",
     "MILLRACE_LOG_FORMAT": "json",
 }
 
@@ -181,12 +182,18 @@ class Farm:
         """What a part of the farm wrote to its own log."""
         return (self.home / "data" / "logs" / f"{part}.log").read_text(errors="replace")
 
+    def attempt_pid(self, build_id: str) -> int:
+        """The process that carries the build's newest attempt."""
+        events = [json.loads(line) for line in self.part_log("worker").splitlines() if '"attempt.spawned"' in line]
+        return int([event["pid"] for event in events if event["build_id"] == build_id][-1])
+
     def containers(self) -> list[str]:
         """Names of this farm's build containers that are still there."""
         client = docker.from_env(timeout=10)
         try:
             label = f"millrace.workspaces={self.home / 'data' / 'work'}"
-            return [str(container.name) for container in client.containers.list(all=True, filters={"label": label})]
+            found = client.api.containers(all=True, filters={"label": label})  # one call: what it lists may go at any moment
+            return [str(one["Names"][0]).lstrip("/") for one in found]
         finally:
             client.close()
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from buildenv.fake_engine import FakeEngine
+from buildenv.parking import Mould
 from buildenv.run import Job, Result, StopSignal, run
 from millrace.contract import CacheHit, CacheQuery, Claim, Grant, GrantRequest, PhaseReport, SecretReference
 from millrace.errors import AttemptFenced, BuildProblem, InfraProblem
@@ -112,11 +114,7 @@ def job(tmp_path: Path, spec: str, deadline_in_s: float = 60, **settings: Any) -
         claim=claim,
         workspace=tmp_path / "work",
         labels={},
-        cpus=1,
-        memory_bytes=1024**3,
-        pids=100,
-        network="none",
-        ca_bundle=None,
+        mould=Mould(image="some/image:1", cpus=1, memory_bytes=1024**3, pids=100, network="none"),
         git_roots=(),
         max_artifact_bytes=10**6,
     )
@@ -132,7 +130,8 @@ def carried(
     **more: Any,
 ) -> Result:
     engine = FakeEngine(fake or {})
-    result = run(job(tmp_path, spec, **more), engine, recorder, recorder, stop or StopSignal())
+    with ExitStack() as later:
+        result = run(job(tmp_path, spec, **more), engine, recorder, recorder, stop or StopSignal(), later)
     assert not (tmp_path / "work").exists()
     assert list(engine.leftovers({})) == []
     return result
@@ -219,7 +218,9 @@ def test_each_fault_has_its_verdict_and_reason(
     tmp_path: Path, recorder: Recorder, fake: dict[str, str], verdict: Verdict, reason: Reason, last: str
 ) -> None:
     engine = FakeEngine(fake)
-    result = run(job(tmp_path, HEAD + "  build:\n    commands: [make all]\n"), engine, recorder, recorder, StopSignal())
+    result = run(
+        job(tmp_path, HEAD + "  build:\n    commands: [make all]\n"), engine, recorder, recorder, StopSignal(), ExitStack()
+    )
     assert (result.verdict, result.reason) == (verdict, reason)
     assert recorder.order[-1].value == last
     assert all(report.ended_at_ms is not None for report in recorder.phases.values())
@@ -258,7 +259,7 @@ def test_a_fenced_attempt_uploads_nothing_and_cleans_up(tmp_path: Path, recorder
     recorder.fence_at = PhaseType.UPLOAD_ARTIFACTS
     engine = FakeEngine({})
     with pytest.raises(AttemptFenced):
-        run(job(tmp_path, HEAD + "  build:\n    commands: [echo a]\n"), engine, recorder, recorder, StopSignal())
+        run(job(tmp_path, HEAD + "  build:\n    commands: [echo a]\n"), engine, recorder, recorder, StopSignal(), ExitStack())
     assert recorder.uploaded == {}
     assert list(engine.leftovers({})) == []
     assert not (tmp_path / "work").exists()
@@ -334,7 +335,7 @@ def test_a_phase_may_ask_for_a_fresh_attempt(tmp_path: Path, recorder: Recorder,
     spec = HEAD + f"  build:\n    on-failure: {wanted}\n    commands: [echo printed by it, exit 4]\n    finally: [echo last]\n"
     one = job(tmp_path, spec)
     one = replace(one, claim=one.claim.model_copy(update={"retries": done}))
-    result = run(one, FakeEngine({}), recorder, recorder, StopSignal())
+    result = run(one, FakeEngine({}), recorder, recorder, StopSignal(), ExitStack())
     assert b"\nlast\n" in recorder.text
     if retried:
         assert (result.verdict, result.reason) == (Verdict.HANDED_BACK, Reason.PHASE_RETRY)
