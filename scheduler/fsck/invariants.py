@@ -8,7 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from millrace.errors import InfraProblem, MillraceError
 from scheduler import dispatch, guard, leases
-from scheduler.fsck import objects, outside, records
+from scheduler.fsck import objects, outside, queue, records
 from scheduler.fsck.terms import SHOWN, Check, Finding, NotHere, Scope, Standing
 
 
@@ -136,8 +136,8 @@ INVARIANTS: Final[Sequence[Invariant]] = (
     Invariant(
         number=13,
         name="Workers, projects and fleets keep to their limits",
-        how="builds with a fresh lease per worker against its slots; builds per project against its limit, where the newest was "
-        "claimed after the limit was set",
+        how="builds with a fresh lease per worker against its slots; builds per project and fleet against its limit, where the "
+        "newest was claimed after the limit was set",
         check=records.within_limits,
     ),
     Invariant(
@@ -192,12 +192,16 @@ INVARIANTS: Final[Sequence[Invariant]] = (
     Invariant(
         number=23,
         name="An emptied Redis changes no result",
-        how="a farm's data cannot tell; the tests empty it and compare",
+        how="no build has waited for two minutes that a worker with a free slot asked for and could have had; that an emptied "
+        "Redis changes no result is proved by the tests",
+        check=queue.nothing_forgotten,
     ),
     Invariant(
         number=24,
         name="No project waits more than twice its share",
-        how="a farm's data cannot tell; the tests of the queue's order prove it",
+        how="no project that holds nothing has seen more claims go by, within the last hour and since its settings were changed, "
+        "than [queue.md](queue.md) allows",
+        check=queue.none_passed_over,
     ),
 )
 

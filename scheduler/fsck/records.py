@@ -10,7 +10,7 @@ from scheduler import guard
 from scheduler.db import now_ms
 from scheduler.fsck.terms import HELD_NAMES, QUEUED, TERMINAL_NAMES, Fault, Said, Scope, said
 from scheduler.leases import DEADLINE_GRACE_MS, STOP_GRACE_MS
-from scheduler.models import Artifact, Attempt, Build, CacheEntry, Event, Phase, Project, Worker
+from scheduler.models import Artifact, Attempt, Build, CacheEntry, Event, Fleet, Phase, Project, Worker
 from scheduler.states import TRANSITIONS
 
 _HAS_RESULTS: Final = tuple(state.value for state in (BuildState.SUCCEEDED, BuildState.FAILED, BuildState.TIMED_OUT))
@@ -319,7 +319,19 @@ def within_limits(scope: Scope) -> Said:
         )
         for row in scope.rows(greedy)
     ]
-    return said("workers and projects", faults)
+    full = (
+        sa.select(Fleet.name, Fleet.max_running, builds.label("builds"))
+        .join(Build, Build.fleet == Fleet.name)
+        .join(Attempt, sa.and_(Attempt.build_id == Build.id, Attempt.attempt_no == Build.attempt_no))
+        .where(held)
+        .group_by(Fleet.name, Fleet.max_running, Fleet.modified_ms)
+        .having(builds > Fleet.max_running, newest > Fleet.modified_ms + _LIMITS_SETTLE_MS)
+    )
+    faults += [
+        Fault(what=f"fleet {row.name} may run {row.max_running} builds at once and runs {row.builds}", ids=(row.name,))
+        for row in scope.rows(full)
+    ]
+    return said("workers, projects and fleets", faults)
 
 
 def in_order_of_time(scope: Scope) -> Said:

@@ -93,6 +93,7 @@ class Scope:
 
     `since_ms`: builds that were submitted before and have ended are left out. `objects`: so many objects are read back, newest
     first; None for all. `at_rest`: nothing is meant to run any more.
+    `look_again_s`: how long after a doubt about the queue it is looked at again.
     """
 
     db: Database
@@ -105,6 +106,7 @@ class Scope:
     since_ms: int | None = None
     objects: int | None = 200
     at_rest: bool = False
+    look_again_s: float = 12.0
     memo: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, look: Callable[[], Any]) -> Any:

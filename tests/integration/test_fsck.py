@@ -26,14 +26,15 @@ from millrace.locks import held
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import BuildState, PhaseType, Reason, StatusType, Verdict
-from scheduler import attempts, fsck, guard, leases, lifecycle
+from scheduler import attempts, fairness, fleets, fsck, guard, leases, lifecycle
 from scheduler.db import Database, now_ms
 from scheduler.dispatch import Bell
 from scheduler.fsck import Finding, Scope, Standing, Thing
 from scheduler.leases import hash_token
-from scheduler.models import Artifact, Attempt, Build, Event, LogChunk, Outbox, Phase, Project, Worker
+from scheduler.models import Artifact, Attempt, Build, Event, Fleet, LogChunk, Outbox, Phase, Project, Worker
 from scheduler.sweeper import Sweeper
-from tests.support.farm import need_engine
+from tests.support.farm import need_engine, wait_until
+from tests.support.load import Load
 from tests.support.records import a_build, a_claim, a_project, a_report
 from tests.support.redis import RedisServer
 
@@ -175,10 +176,20 @@ def test_a_well_farm_is_not_blamed(farm: Farm) -> None:
             18: Standing.NOT_BUILT,
             19: Standing.NOT_BUILT,
             20: Standing.UNCHECKED,
-            23: Standing.UNCHECKED,
-            24: Standing.UNCHECKED,
         }
         farm.put_logs_away()
+
+
+def test_a_busy_farm_is_not_blamed(
+    database: Database, settings: Settings, store: DirectoryStore, redis_server: RedisServer
+) -> None:
+    a_project(database)
+    bell = Bell(redis_server.url)
+    with Load(database, settings) as load:
+        for _ in range(12):
+            findings = fsck.check(Scope(db=database, settings=settings, store=store, bell=bell))
+            assert {one.number: one.faults for one in findings if one.faults} == {}
+        wait_until(lambda: len(load.given) > 20)
 
 
 def test_what_was_not_given_is_said_and_blamed_on_nobody(farm: Farm) -> None:
@@ -236,6 +247,13 @@ def _over_limit(farm: Farm) -> None:
     farm.update(Project, {"concurrent_build_limit": 1, "modified_ms": Project.modified_ms - HOUR_MS})
 
 
+def _over_fleet_limit(farm: Farm) -> None:
+    a_claim(farm.db, farm.settings)
+    fleets.change(farm.db, "default", max_running=1)
+    assert farm.look(13).standing is Standing.OK  # lowered while two run
+    farm.update(Fleet, {"modified_ms": Fleet.modified_ms - HOUR_MS})
+
+
 PLANTS: list[tuple[str, int, Callable[[Farm], None], str]] = [
     ("past its deadline", 2, _set(Build, "running", {"deadline_ms": now_ms() - HOUR_MS}), "{running} is CLAIMED and ran past"),
     ("lease", 2, _set(Build, "running", {"lease_expires_ms": now_ms() - HOUR_MS}), "{running} is CLAIMED and has a lease"),
@@ -278,6 +296,7 @@ PLANTS: list[tuple[str, int, Callable[[Farm], None], str]] = [
     ),
     ("a crowded worker", 13, _crowd, "worker w1 has 1 slots and holds 2 builds"),
     ("too many of a project", 13, _over_limit, "project demo may run 1 builds at once and runs 2"),
+    ("too many of a fleet", 13, _over_fleet_limit, "fleet default may run 1 builds at once and runs 2"),
     ("ended before it began", 22, _set(Build, "done", {"finished_ms": Build.submitted_ms - 1}), "{done}: its times"),
     ("an attempt backwards", 22, _set(Attempt, "done", {"ended_ms": Attempt.claimed_ms - 1}), "{done}: an attempt ended"),
     (
@@ -366,6 +385,60 @@ def test_a_missing_guard_is_named_and_made_again(farm: Farm) -> None:
     assert [one.standing for one in after] == [Standing.OK]
     with pytest.raises(sa.exc.IntegrityError), farm.db.transaction() as session:
         session.execute(sa.update(Build).where(Build.id == farm.done).values(state="QUEUED"))
+
+
+# The queue
+
+
+def _a_worker_asks(farm: Farm, **values: Any) -> None:
+    farm.update(Worker, {"slots": 4, "last_seen_ms": now_ms() + 60_000, **values})
+
+
+def test_a_build_that_workers_pass_over_is_named(farm: Farm) -> None:
+    def look() -> Finding:
+        return farm.look(23, look_again_s=0)
+
+    _a_worker_asks(farm)
+    assert look().standing is Standing.OK  # it has not waited for long
+    farm.update(Build, {"queued_ms": now_ms() - HOUR_MS, "submitted_ms": now_ms() - HOUR_MS}, Build.id == farm.queued)
+    violated(look(), f"{farm.queued} waits, no limit keeps it, and worker w1 asked", farm.queued)
+    _a_worker_asks(farm, last_seen_ms=now_ms() - 20_000)  # it leaves, or its disk is full
+    assert look().standing is Standing.OK
+    _a_worker_asks(farm, slots=1)  # which holds a build
+    assert look().standing is Standing.OK
+    _a_worker_asks(farm, last_seen_ms=now_ms() - 5_000)  # it has not asked since the first look
+    assert look().standing is Standing.OK
+    _a_worker_asks(farm)
+    farm.update(Project, {"concurrent_build_limit": 1})
+    assert look().standing is Standing.OK
+    farm.update(Project, {"concurrent_build_limit": None})
+    assert look().standing is Standing.VIOLATED
+    fleets.change(farm.db, "default", max_running=None)
+    fleets.pause(farm.db, "default", by="t", why="")
+    assert look().standing is Standing.OK
+
+
+def test_a_project_that_is_passed_over_is_named(farm: Farm) -> None:
+    a_project(farm.db, "other")
+    waiting = a_build(farm.db, farm.settings, project="other")
+    farm.update(Project, {"modified_ms": 1})
+
+    def claims(count: int) -> None:
+        at_ms = int(time.time() * 1000) + 1000
+        farm.add(
+            *(
+                Event(build_id=farm.done, attempt_no=1, at_ms=at_ms, event="CLAIMED", before="QUEUED", after="CLAIMED")
+                for _ in range(count)
+            )
+        )
+
+    most = fairness.longest_wait(1, [1])
+    claims(most)
+    assert farm.look(24).standing is Standing.OK
+    claims(1)
+    violated(farm.look(24), f"project other holds nothing in fleet default, and {most + 1} claims of others went by", waiting)
+    farm.update(Project, {"modified_ms": now_ms() + 5000})  # its limit was lifted just now
+    assert farm.look(24).standing is Standing.OK
 
 
 # Repairs of the records
