@@ -1,5 +1,6 @@
 """Keeps an attempt's lease while it runs, brings it the wish to stop, and fences it when the farm is out of reach."""
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -32,7 +33,9 @@ class Heartbeat:
         self._renew_every_s, self._self_fence_s = renew_every_s, self_fence_s
         self._over = threading.Event()
         self._last = clock()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._run,), name="heartbeat", daemon=True
+        )  # its log lines name the build, too
 
     def start(self) -> None:
         """Begin; the claim counts as the first renewal."""

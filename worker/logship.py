@@ -1,5 +1,6 @@
 """A build's log on its way to the API: numbered chunks, in order, with bounded memory and a hash over everything."""
 
+import contextvars
 import hashlib
 import threading
 import time
@@ -31,7 +32,9 @@ class LogShipper:
         self._written = 0
         self._sent = 0
         self._seq = 0
-        self._thread = threading.Thread(target=self._run, name="log-shipper", daemon=True)
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._run,), name="log-shipper", daemon=True
+        )  # its log lines name the build, too
 
     def start(self) -> None:
         """Begin to send."""
