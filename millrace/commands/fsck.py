@@ -14,11 +14,12 @@ import requests
 from docker.errors import DockerException
 from pydantic import SecretStr
 
-from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_WORKSPACES
+from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKSPACES
 from millrace.commands.farm import Session, records
 from millrace.commands.terminal import console, harmless
 from millrace.errors import InfraProblem, InvalidInput, MillraceError
 from millrace.ids import is_build_id, uuid_of
+from millrace.locks import is_held
 from millrace.settings import Settings, for_children
 from millrace.storage import open_store
 from millrace.vocabulary import Reason
@@ -41,6 +42,14 @@ _ENGINE_S: Final = 20
 @click.option("--since", type=click.FloatRange(min=0), metavar="DAYS", help="Of what has ended, only what is younger.")
 @click.option("--objects", type=click.IntRange(min=0), default=200, show_default=True, help="So many are read back; 0: all.")
 @click.option("--only", type=click.IntRange(1, 24), multiple=True, metavar="NUMBER", help="This invariant; may be repeated.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(0, 3600),
+    default=90,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --host: so long may take to go what no process holds.",
+)
 @click.option("--at-rest", is_flag=True, help="Nothing is meant to run: a build that has not ended is a fault.")
 @click.pass_obj
 def fsck(
@@ -53,6 +62,7 @@ def fsck(
     since: float | None,
     objects: int,
     only: tuple[int, ...],
+    patience: float,
     at_rest: bool,
 ) -> int:
     """Check the promises of the farm on its records, objects and hosts. It only reads, and the farm may be at work.
@@ -73,6 +83,7 @@ def fsck(
                 since_ms=None if since is None else int((time.time() - since * 86_400) * 1000),
                 objects=objects or None,
                 at_rest=at_rest,
+                host_patience_s=patience,
             )
             findings = checks.check(scope, only)
             done: Sequence[str] = ()
@@ -181,7 +192,19 @@ class ThisHost:
                 client.close()
         except (DockerException, requests.RequestException) as error:
             raise InfraProblem(f"the Docker engine does not answer: {error}", reason=Reason.ENGINE_LOST) from error
-        return [_thing(kind, name, said, now) for kind, name, said in found]
+        return [self._thing(kind, name, said, now) for kind, name, said in found]
+
+    def _thing(self, kind: str, name: str, said: dict[str, Any], now: float) -> Thing:
+        labels = said.get("Labels") or {}
+        build, number = labels.get(LABEL_BUILD, ""), labels.get(LABEL_ATTEMPT, "")
+        attempt = (uuid_of(build), int(number)) if is_build_id(build) and number.isdigit() else None
+        made = said.get("Created") or said.get("CreatedAt") or 0  # seconds of containers, RFC 3339 of all else
+        age_s = now - (datetime.fromisoformat(made).timestamp() if isinstance(made, str) else float(made))
+        place = labels.get(LABEL_PLACE) or f"{uuid_of(build)}-{number}"
+        return Thing(kind=kind, name=name, attempt=attempt, age_s=age_s, lives=self._is_held(place))
+
+    def _is_held(self, place: str) -> bool:
+        return "/" not in place and is_held(self._settings.workspaces / f"{place}.lock")
 
     def _workspaces(self, now: float) -> list[Thing]:
         folder = self._settings.workspaces
@@ -195,19 +218,19 @@ class ThisHost:
                 build, _, number = entry.name.rpartition("-")
                 attempt = (build, int(number)) if number.isdigit() else None
                 age_s = now - entry.stat().st_mtime
-                things.append(Thing(kind="workspace", name=entry.name, attempt=attempt, age_s=age_s, size_bytes=_size(entry)))
+                things.append(
+                    Thing(
+                        kind="workspace",
+                        name=entry.name,
+                        attempt=attempt,
+                        age_s=age_s,
+                        lives=self._is_held(entry.name),
+                        size_bytes=_size(entry),
+                    )
+                )
             except FileNotFoundError:
                 continue  # its build ended meanwhile
         return things
-
-
-def _thing(kind: str, name: str, said: dict[str, Any], now: float) -> Thing:
-    labels = said.get("Labels") or {}
-    build, number = labels.get(LABEL_BUILD, ""), labels.get(LABEL_ATTEMPT, "")
-    attempt = (uuid_of(build), int(number)) if is_build_id(build) and number.isdigit() else None
-    made = said.get("Created") or said.get("CreatedAt") or 0  # seconds of containers, RFC 3339 of all else
-    age_s = now - (datetime.fromisoformat(made).timestamp() if isinstance(made, str) else float(made))
-    return Thing(kind=kind, name=name, attempt=attempt, age_s=age_s)
 
 
 def _size(folder: Path) -> int:

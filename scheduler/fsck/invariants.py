@@ -143,7 +143,8 @@ INVARIANTS: Final[Sequence[Invariant]] = (
     Invariant(
         number=14,
         name="No container, volume or network is left",
-        how="with `--host`: everything with this farm's label belongs to an attempt that lives or ended 90 s ago at most",
+        how="with `--host`: everything with this farm's label is held by a worker's living process, with a build or waiting for "
+        "one, or is gone within 90 s",
         check=outside.nothing_in_the_engine,
     ),
     Invariant(
@@ -180,7 +181,7 @@ INVARIANTS: Final[Sequence[Invariant]] = (
     Invariant(
         number=21,
         name="Disk is given back",
-        how="with `--host`: no byte in the workspaces is of an attempt that ended more than 90 s ago",
+        how="with `--host`: no byte in the workspaces stays for 90 s without a living process",
         check=outside.disk_is_given_back,
     ),
     Invariant(
@@ -260,7 +261,7 @@ PostgreSQL (two cores, commit 1a8d090); `--since 7` halves that. Objects take as
 
 ```sh
 millrace fsck                      # records, object store, Redis
-millrace fsck --host               # on a worker's machine: its Docker engine and workspaces, too
+millrace fsck --host               # on a worker's machine: its Docker engine and workspaces; what is to go has 90 s
 millrace fsck --repair             # carry out what is safe, and check again
 millrace fsck --json               # for programs
 millrace fsck --journal FILE       # against what a client was told

@@ -1,6 +1,7 @@
 """What others know: a client's journal, the broker, a worker's host; and where strings stand that must stand nowhere."""
 
 import base64
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -107,22 +108,30 @@ def outbox_is_sent(scope: Scope) -> Said:
 
 
 def _things(scope: Scope) -> list[Thing]:
-    """What is on the host and should not be: of no living attempt, nor of one that ended just now, nor just made."""
+    """What is on the host and should not be. What its worker may be about to remove is given the time for that."""
 
     def look() -> list[Thing]:
-        if scope.host is None:
-            raise NotHere("it takes a worker's host (--host)")
-        things = scope.host.things()  # before the records, so that what begins meanwhile is in them
-        allowed = {(uuid_of(build_id), number) for build_id, number in attempts.live(scope.db)}
-        just_now = sa.select(Attempt.build_id, Attempt.attempt_no).where(
-            Attempt.ended_ms > now_ms() - int(GONE_S * 1000), Attempt.swept == sa.false()
-        )
-        with scope.db.reading() as session:
-            allowed |= {(uuid_of(row.build_id), row.attempt_no) for row in session.execute(just_now)}
-        return [thing for thing in things if thing.age_s > GONE_S and thing.attempt not in allowed]
+        until = time.monotonic() + scope.host_patience_s
+        while (left := _unheld(scope)) and time.monotonic() < until:
+            time.sleep(min(2.0, scope.host_patience_s))
+        return left
 
     found: list[Thing] = scope.once("things", look)
     return found
+
+
+def _unheld(scope: Scope) -> list[Thing]:
+    """What is of no living process, of no attempt that lives or ended just now, and not just made."""
+    if scope.host is None:
+        raise NotHere("it takes a worker's host (--host)")
+    things = scope.host.things()  # before the records, so that what begins meanwhile is in them
+    allowed = {(uuid_of(build_id), number) for build_id, number in attempts.live(scope.db)}
+    just_now = sa.select(Attempt.build_id, Attempt.attempt_no).where(
+        Attempt.ended_ms > now_ms() - int(GONE_S * 1000), Attempt.swept == sa.false()
+    )
+    with scope.db.reading() as session:
+        allowed |= {(uuid_of(row.build_id), row.attempt_no) for row in session.execute(just_now)}
+    return [thing for thing in things if not thing.lives and thing.age_s > GONE_S and thing.attempt not in allowed]
 
 
 def _left(things: list[Thing], hint: str) -> list[Fault]:

@@ -67,13 +67,15 @@ class Finding:
 class Thing:
     """A container, volume, network or workspace on a worker's host that carries our mark.
 
-    `attempt` is the UUID of its build and the attempt's number, None where its mark is not one of ours.
+    `lives`: a process of a worker holds it, with a build or waiting for one. `attempt` is the UUID of its build and the attempt's
+    number, None where its mark does not say.
     """
 
     kind: str
     name: str
     attempt: tuple[str, int] | None
     age_s: float
+    lives: bool = False
     size_bytes: int = 0
 
 
@@ -93,7 +95,8 @@ class Scope:
 
     `since_ms`: builds that were submitted before and have ended are left out. `objects`: so many objects are read back, newest
     first; None for all. `at_rest`: nothing is meant to run any more.
-    `look_again_s`: how long after a doubt about the queue it is looked at again.
+    `look_again_s`: how long after a doubt about the queue it is looked at again; `host_patience_s`: how long what nobody holds on
+    a host may take to go.
     """
 
     db: Database
@@ -107,6 +110,7 @@ class Scope:
     objects: int | None = 200
     at_rest: bool = False
     look_again_s: float = 12.0
+    host_patience_s: float = 90.0
     memo: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, look: Callable[[], Any]) -> Any:

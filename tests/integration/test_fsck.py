@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import docker
 import pytest
 import sqlalchemy as sa
 
-from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_WORKSPACES
+from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKSPACES
 from millrace.commands.farm import Session
 from millrace.commands.fsck import ThisHost
 from millrace.contract import ArtifactReport, LogFooter, PhaseReport
@@ -146,7 +147,8 @@ class Farm:
             session.add_all(rows)
 
     def scope(self, **more: Any) -> Scope:
-        values: dict[str, Any] = {"db": self.db, "settings": self.settings, "store": self.store, "bell": self.bell, **more}
+        values: dict[str, Any] = {"db": self.db, "settings": self.settings, "store": self.store, "bell": self.bell}
+        values |= {"host_patience_s": 0, **more}
         return Scope(**values)
 
     def look(self, number: int, **more: Any) -> Finding:
@@ -576,6 +578,7 @@ def test_what_is_left_on_a_host_is_named_and_removed(farm: Farm) -> None:
         Thing(kind="container", name="lives", attempt=running, age_s=5000),
         Thing(kind="workspace", name="lives-1", attempt=running, age_s=5000, size_bytes=10),
         Thing(kind="container", name="just-ended", attempt=done, age_s=5000),
+        Thing(kind="container", name="parked", attempt=None, age_s=5000, lives=True),
     ]
     assert [one.standing for one in fsck.check(farm.scope(host=farm.host), {14, 15, 21})] == [Standing.OK] * 3
     farm.update(Attempt, {"ended_ms": now_ms() - 100_000, "claimed_ms": 1}, Attempt.build_id == farm.done)
@@ -588,7 +591,7 @@ def test_what_is_left_on_a_host_is_named_and_removed(farm: Farm) -> None:
     violated(findings[1], "workspace left-1", "left-1")
     violated(findings[2], "10 bytes of ended attempts", "left-1")
     done_now, after = fsck.mend(farm.scope(host=farm.host), findings)
-    assert done_now == ["clean-host: removed 5 things"]
+    assert done_now == ["clean-host: removed 6 things"]
     assert [one.standing for one in after] == [Standing.OK] * 3
 
 
@@ -667,6 +670,14 @@ def test_the_command_says_what_it_could_not_look_at(farm: Farm, tmp_path: Path) 
     assert "Traceback" not in away.stderr + nowhere.stderr
 
 
+def test_what_a_worker_is_about_to_remove_is_given_time(farm: Farm) -> None:
+    farm.host.laid = [Thing(kind="workspace", name="place-1", attempt=None, age_s=5000)]
+    remover = threading.Timer(1, farm.host.clean)
+    remover.start()
+    assert farm.look(15, host=farm.host, host_patience_s=60).standing is Standing.OK
+    remover.join()
+
+
 @pytest.mark.docker
 def test_this_hosts_engine_and_workspaces_are_looked_at(farm: Farm, tmp_path: Path) -> None:
     need_engine()
@@ -679,12 +690,15 @@ def test_this_hosts_engine_and_workspaces_are_looked_at(farm: Farm, tmp_path: Pa
         (folder / "file").write_text("left")
         os.utime(folder, (0, 0))
     (workspaces / f"{running.name}.lock").touch()
+    place = {LABEL_WORKSPACES: str(workspaces), LABEL_PLACE: "place-1"}
     name = f"fsck-{uuid.uuid4().hex}"
     client = docker.from_env(timeout=30)
     try:
         container = client.containers.create("millrace/standard:latest", "true", name=name, labels=labels)
-        volume = client.volumes.create(name, labels={LABEL_WORKSPACES: str(workspaces)})
+        volume = client.volumes.create(name, labels=place)
         try:
+            with held(workspaces / "place-1.lock"):
+                assert {thing.kind for thing in ThisHost(session).things() if thing.lives} == {"volume"}
             things = {(thing.kind, thing.name): thing for thing in ThisHost(session).things()}
         finally:
             container.remove(force=True)
@@ -699,12 +713,12 @@ def test_this_hosts_engine_and_workspaces_are_looked_at(farm: Farm, tmp_path: Pa
         ("workspace", old.name): (old.name[:-2], 1),
     }
     assert all(-5 < thing.age_s < 60 for key, thing in things.items() if key[0] != "workspace")
-    ill = _cli(tmp_path, farm, "--host", MILLRACE_WORK_DIR=str(workspaces))
+    ill = _cli(tmp_path, farm, "--host", "--patience", "1", MILLRACE_WORK_DIR=str(workspaces))
     assert ill.returncode == 1
     assert f"workspace {old.name} belongs to no living attempt" in ill.stdout
     assert running.name not in ill.stdout
     with held(workspaces / f"{running.name}.lock"):  # as its attempt does
-        mended = _cli(tmp_path, farm, "--host", "--repair", MILLRACE_WORK_DIR=str(workspaces))
+        mended = _cli(tmp_path, farm, "--host", "--repair", "--patience", "1", MILLRACE_WORK_DIR=str(workspaces))
     assert mended.returncode == 0, mended.stdout
     assert sorted(entry.name for entry in workspaces.iterdir() if entry.is_dir()) == [running.name]
 
