@@ -22,8 +22,10 @@ def farm() -> Iterator[Farm]:
 
 def parked(farm: Farm) -> list[str]:
     """The containers that wait, of which the worker knows, and that no build has taken."""
-    events = [json.loads(line) for line in farm.part_log("worker").splitlines()]
-    waiting = {event["place"] for event in events if event["event"] == "container.parked"}
+    lines = farm.part_log("worker").splitlines()
+    assert all(line.startswith("{") for line in lines), [line for line in lines if not line.startswith("{")][:30]
+    events = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be half written
+    waiting = {e["place"] for e in events if e["event"] == "container.parked" and e["image"] == "millrace/standard:latest"}
     waiting -= {event["place"] for event in events if event["event"] == "attempt.spawned"}
     return [name for name in farm.containers() if name.removeprefix("millrace-") in waiting]
 
