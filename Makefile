@@ -9,7 +9,7 @@ DEMO_DIR := .millrace/demo
 EXAMPLES_DIR := .millrace/examples
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test examples fuzz chaos bench lock clean
+.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test examples fuzz chaos soak bench lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ compose-test: setup ## The same through PostgreSQL, Redis, MinIO and two workers
 fuzz: setup ## Try the readers of buildspecs, patterns and output streams with odd input, for an hour
 	$(PYTEST) tests/unit/buildenv/test_fuzz.py tests/unit/buildenv/test_schema.py -n 2 --hypothesis-profile=long --timeout=0
 
+soak: services ## N builds under random faults (N=1000, SEED=1); a row of the matrix by itself
+	@N=$(or $(N),1000) $(BIN)/python -m tests.chaos F-55
+
 chaos: services ## Run the fault matrix on real processes, an hour; ROW=F-07 for one. Needs root
 	@$(BIN)/python -m tests.chaos $(ROW)
 
@@ -96,6 +99,8 @@ bench: setup ## Measure, against a bare yardstick in the same run
 	@$(BIN)/millrace doctor --install --for test >/dev/null
 	@$(BIN)/python -m tests.benchmarks.parser
 	@$(BIN)/python -m tests.benchmarks.claims
+	@$(BIN)/python -m buildenv.images build >/dev/null
+	@$(BIN)/python -m tests.benchmarks.starts
 
 lock: ## Write the lock files anew from requirements/*.in
 	@scripts/lock

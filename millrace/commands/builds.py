@@ -216,6 +216,8 @@ def _show(session: Session, build: dict[str, Any]) -> None:
     line = Text.from_markup(f"{build['id']} {terminal.styled(ours['state'])}")
     line.append(f" ({ours['reason']}){message}" if ours["reason"] and ours["state"] != "SUCCEEDED" else "")
     console.print(line)
+    if where := terminal.ledger(ours["marks"]):
+        console.print(f"time: {where}")
     if len(ours["attempts"]) > 1:
         console.print(f"after {len(ours['attempts'])} attempts")
     if ours["artifacts"]:

@@ -91,6 +91,28 @@ def phases(build: Mapping[str, Any]) -> Table:
     return table
 
 
+_STAGES: Final = {
+    "claimed": "queue",
+    "attempt_started": "process",
+    "source_ready": "source",
+    "container_ready": "container",
+    "first_command": "first command",
+    "last_command": "commands",
+    "verdict": "artifacts and caches",
+}
+"""What a build waited for until each moment of its ledger."""
+
+
+def ledger(marks: Mapping[str, int]) -> str:
+    """Where a build's time went, stage by stage; what did not happen is left out, so that the stages add up."""
+    parts, last = [], marks.get("accepted")
+    for until, name in _STAGES.items():
+        if last is not None and until in marks:
+            parts.append(f"{name} {duration(max(0, marks[until] - last))}")
+            last = marks[until]
+    return ", ".join(parts)
+
+
 def size(count: int) -> str:
     """Bytes for people."""
     amount = float(count)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from millrace.client import build_path
-from tests.support.farm import Farm, new_farm, running_farm, wait_until
+from tests.support.farm import Farm, children_of, new_farm, running_farm, wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.redis]
 
@@ -25,23 +25,6 @@ def farm() -> Iterator[Farm]:
     with running_farm() as up:
         yield up
         wait_until(lambda: up.containers() == [])
-
-
-def children_of(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
-
-
-def part(farm: Farm, words: str) -> int:
-    """The pid of one of the farm's processes, by the words of its command line."""
-    assert farm.process is not None
-    todo = [farm.process.pid]
-    while todo:
-        pid = todo.pop()
-        if words in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
-            return pid
-        todo += children_of(pid)
-    raise AssertionError(f"no process of the farm has {words!r}")
 
 
 def is_gone(pid: int) -> bool:
@@ -154,7 +137,7 @@ def test_a_container_that_is_killed_fails_the_build_clearly(farm: Farm) -> None:
 
 
 def test_builds_queued_while_redis_is_down_run_and_none_is_lost(farm: Farm) -> None:
-    redis = part(farm, "redis-server")
+    redis = farm.pid_of("redis-server")
     os.kill(redis, signal.SIGSTOP)
     try:
         began = time.monotonic()
@@ -169,7 +152,7 @@ def test_builds_queued_while_redis_is_down_run_and_none_is_lost(farm: Farm) -> N
 def test_an_api_that_is_killed_comes_back_and_the_build_goes_on(farm: Farm) -> None:
     build = farm.build(["for n in 1 2 3 4 5 6; do echo step $n; sleep 0.5; done"], project="outage")
     farm.await_log(build, "step 1")
-    api = part(farm, "millrace.cli api")
+    api = farm.pid_of("millrace.cli api")
     servers = [api, *children_of(api)]
     os.kill(api, signal.SIGKILL)
     wait_until(lambda: all(map(is_gone, servers)))  # its orphans still answer for a moment
@@ -214,7 +197,7 @@ def test_a_farm_stops_cleanly_and_starts_again_with_its_history() -> None:
         unfinished = farm.build(["echo attempt $MILLRACE_ATTEMPT; test $MILLRACE_ATTEMPT -gt 1 || sleep 300"])
         farm.await_log(unfinished, "attempt 1")
         parts = [
-            part(farm, words) for words in ("redis-server", "millrace.cli api", "millrace.cli scheduler", "millrace.cli worker")
+            farm.pid_of(words) for words in ("redis-server", "millrace.cli api", "millrace.cli scheduler", "millrace.cli worker")
         ]
         began = time.monotonic()
         assert farm.stop(number=signal.SIGINT) == 0
@@ -233,7 +216,7 @@ def test_no_part_outlives_a_supervisor_that_is_killed() -> None:
     with new_farm() as farm:
         farm.start()
         parts = [
-            part(farm, words) for words in ("redis-server", "millrace.cli api", "millrace.cli scheduler", "millrace.cli worker")
+            farm.pid_of(words) for words in ("redis-server", "millrace.cli api", "millrace.cli scheduler", "millrace.cli worker")
         ]
         assert farm.process is not None
         farm.process.kill()

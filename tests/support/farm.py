@@ -45,6 +45,12 @@ def wait_until(condition: Callable[[], T], within_s: float = 30) -> T:
         time.sleep(0.05)
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that it started and that are there."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
 def need_engine() -> None:
     """Skip or fail where there is no engine with our images."""
     try:
@@ -181,6 +187,17 @@ class Farm:
     def part_log(self, part: str) -> str:
         """What a part of the farm wrote to its own log."""
         return (self.home / "data" / "logs" / f"{part}.log").read_text(errors="replace")
+
+    def pid_of(self, words: str) -> int:
+        """The process of the farm whose command line holds these words."""
+        assert self.process is not None
+        todo = [self.process.pid]
+        while todo:
+            pid = todo.pop()
+            if words in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
+                return pid
+            todo += children_of(pid)
+        raise AssertionError(f"no process of the farm has {words!r}")
 
     def attempt_pid(self, build_id: str) -> int:
         """The process that carries the build's newest attempt."""

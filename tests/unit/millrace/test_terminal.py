@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millrace.commands import terminal
 from millrace.commands.terminal import duration, harmless, size
 
 
@@ -32,3 +33,17 @@ def test_no_escape_but_a_colour_is_left(text: str) -> None:
 def test_numbers_for_people() -> None:
     assert [duration(ms) for ms in (None, 5, 1500, 61_000)] == ["", "5 ms", "1.5 s", "1 min 1 s"]
     assert [size(n) for n in (5, 2048, 3 * 1024**3)] == ["5 B", "2.0 KiB", "3.0 GiB"]
+
+
+def test_the_ledgers_stages_add_up_to_the_whole() -> None:
+    marks = {
+        "accepted": 1000,
+        "claimed": 1010,
+        "attempt_started": 1020,
+        "first_command": 1100,
+        "last_command": 3100,
+        "verdict": 3150,
+    }
+    assert terminal.ledger(marks) == "queue 10 ms, process 10 ms, first command 80 ms, commands 2.0 s, artifacts and caches 50 ms"
+    assert terminal.ledger({"accepted": 1000}) == ""
+    assert terminal.ledger({}) == ""
