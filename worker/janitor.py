@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKSPACES, Engine
+from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKSPACES, Engine, Leftover
 from millrace.errors import MillraceError
 from millrace.ids import uuid_of
 from millrace.locks import is_held
@@ -20,7 +20,8 @@ from millrace.log import get_logger
 from worker.attempt import lock_of
 
 log = get_logger(__name__)
-ROUND_S: Final = 60.0
+ROUND_S: Final = 30.0
+"""So that with a round that fails, and what is `YOUNG_S`, a leftover is gone within 90 s."""
 YOUNG_S: Final = 15.0
 """What is younger may belong to an attempt that has not locked its workspace yet."""
 
@@ -32,20 +33,19 @@ class Janitor:
         self._engine, self._workspaces = engine, workspaces
 
     def run_forever(self, stop: threading.Event) -> None:
-        """A round at once, and one each minute."""
+        """A round at once, and one each `ROUND_S`."""
         while not stop.is_set():
             try:
                 self.clean()
-            except MillraceError as error:
-                log.warning("janitor.failed", why=error.message)
+            except (MillraceError, OSError) as error:
+                log.warning("janitor.failed", why=str(error))
             stop.wait(ROUND_S)
 
     def clean(self, *, young_s: float = YOUNG_S) -> int:
-        """One round; how many containers and workspaces were removed."""
+        """One round; how many containers and workspaces were removed. What cannot be removed holds up nothing else."""
         removed = 0
-        for leftover in self._engine.leftovers({LABEL_WORKSPACES: str(self._workspaces)}):
-            if time.time() - leftover.created_at_s > young_s and not self._lives(leftover.labels):
-                self._engine.remove(leftover.container_id)
+        for leftover in self._leftovers({LABEL_WORKSPACES: str(self._workspaces)}):
+            if time.time() - leftover.created_at_s > young_s and not self._lives(leftover.labels) and self._end(leftover):
                 log.warning(
                     "container.orphan_removed",
                     container=leftover.container_id[:12],
@@ -56,10 +56,26 @@ class Janitor:
 
     def clear(self, place: str) -> None:
         """Remove what a process left that is known to be dead."""
-        for leftover in self._engine.leftovers({LABEL_WORKSPACES: str(self._workspaces), LABEL_PLACE: place}):
-            self._engine.remove(leftover.container_id)
+        gone = [self._end(one) for one in self._leftovers({LABEL_WORKSPACES: str(self._workspaces), LABEL_PLACE: place})]
+        if not all(gone):
+            return  # its folder is still in use; the next round comes back for both
         self._remove(self._workspaces / place)
         lock_of(self._workspaces, place).unlink(missing_ok=True)
+
+    def _leftovers(self, labels: Mapping[str, str]) -> list[Leftover]:
+        try:
+            return list(self._engine.leftovers(labels))
+        except MillraceError as error:
+            log.warning("janitor.failed", what="containers", why=error.message)
+            return []
+
+    def _end(self, leftover: Leftover) -> bool:
+        try:
+            self._engine.remove(leftover.container_id)
+        except MillraceError as error:
+            log.warning("container.not_removed", container=leftover.container_id[:12], why=error.message)
+            return False
+        return True
 
     def _lives(self, labels: Mapping[str, str]) -> bool:
         place = labels.get(LABEL_PLACE) or f"{uuid_of(labels.get(LABEL_BUILD, ''))}-{labels.get(LABEL_ATTEMPT, '')}"

@@ -72,3 +72,39 @@ def test_the_first_reason_to_stop_counts() -> None:
     stop.set(Reason.CANCELLED)
     stop.set(Reason.WORKER_LOST)
     assert stop.reason is Reason.CANCELLED
+
+
+def test_a_renewal_that_hangs_does_not_hold_up_the_fence() -> None:
+    lease = Lease()
+    beat, stop = made(lease)
+    for _ in range(49):  # no answer, good or bad, comes all the while
+        lease.now += 0.5
+        beat.look()
+    assert not stop.event.is_set()
+    for _ in range(2):
+        lease.now += 0.5
+        beat.look()
+    assert stop.reason is Reason.WORKER_LOST
+
+
+def test_a_process_that_was_halted_asks_once_before_it_fences_itself() -> None:
+    lease = Lease()
+    beat, stop = made(lease)
+    lease.now += 27  # the lease is good for 30
+    beat.look()
+    assert not stop.event.is_set()
+    beat.beat()
+    for _ in range(20):
+        lease.now += 0.5
+        beat.look()
+    assert not stop.event.is_set()
+
+
+def test_a_process_that_was_halted_and_gets_no_answer_fences_itself() -> None:
+    lease = Lease()
+    beat, stop = made(lease)
+    lease.now += 300
+    for _ in range(20):
+        beat.look()
+        lease.now += 0.5
+    assert stop.reason is Reason.WORKER_LOST
