@@ -58,7 +58,7 @@ class Parts:
         """One command of `release`, which must succeed."""
         done = subprocess.run(
             [sys.executable, "-m", "millrace.cli", *arguments],
-            env={**self.environment, "PYTHONPATH": str(release)},
+            env=self._environment(release),
             cwd="/",
             capture_output=True,
             text=True,
@@ -71,7 +71,7 @@ class Parts:
         with open(self.log(part), "ab") as out:
             self._running[part] = subprocess.Popen(
                 [sys.executable, "-m", "millrace.cli", part],
-                env={**self.environment, "PYTHONPATH": str(release)},
+                env=self._environment(release),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -79,6 +79,13 @@ class Parts:
             )
         if part == "api":
             wait_until(lambda: self.farm.client.alive() or self._died(part))
+
+    def _environment(self, release: Path) -> dict[str, str]:
+        """What a part of `release` sees: a setting that it does not know would be refused."""
+        known = (release / "millrace" / "settings.py").read_text()
+        ours = {name for name in self.environment if name.startswith("MILLRACE_")}
+        unknown = {name for name in ours if f"    {name.removeprefix('MILLRACE_').lower()}: " not in known}
+        return {name: value for name, value in self.environment.items() if name not in unknown} | {"PYTHONPATH": str(release)}
 
     def log(self, part: str) -> Path:
         """Where a part's own log lies."""
