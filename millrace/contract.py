@@ -32,7 +32,11 @@ MAX_LOG_CHUNK_BYTES: Final = 256 * 1024
 
 
 class ClaimRequest(Shape):
-    """A worker with a free slot asks for the best build of its fleet."""
+    """A worker with a free slot asks for the best build of its fleet.
+
+    `token` is what the attempt's is to be: 256 random bits of the worker's own. Where a request with it was granted before and
+    its answer was lost, the answer is the same again. Without it the farm makes one.
+    """
 
     protocol: int = PROTOCOL
     worker_id: str = Field(min_length=1, max_length=100)
@@ -40,6 +44,7 @@ class ClaimRequest(Shape):
     slots: int = Field(ge=1, le=1000)
     free_slots: int = Field(ge=0, le=1000)
     version: str
+    token: str | None = Field(default=None, pattern=r"^mr_att_[A-Za-z0-9_-]{43,64}$")
 
 
 class Claim(Shape):

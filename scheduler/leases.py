@@ -18,7 +18,7 @@ from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
 from scheduler import fairness, lanes
 from scheduler.db import Database, now_ms
 from scheduler.lifecycle import apply, end_attempt, give_back, held, phase_retries, stopped_message, time_out
-from scheduler.models import Attempt, Build, Phase, Served, Worker
+from scheduler.models import IS_HELD, Attempt, Build, Phase, Served, Worker
 from scheduler.states import HELD, BuildEvent
 
 log = get_logger(__name__)
@@ -55,6 +55,8 @@ def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | No
 
     def work(session: Session) -> Claim | None:
         _see_worker(session, request)
+        if (again := _again(session, request, settings)) is not None:
+            return again
         if request.free_slots < 1:
             return None
         if not db.is_sqlite:  # claims queue up behind one another, so that limits and shares are counted, not guessed
@@ -81,7 +83,7 @@ def _next(session: Session, request: ClaimRequest, settings: Settings) -> Claim 
         if build is None or build.state != BuildState.QUEUED or build.cancel_requested_ms is not None:
             moved.add(lane.project)  # it is being stopped, or timed out, this very moment
             continue
-        claimed = _take(session, build, request.worker_id, settings)
+        claimed = _take(session, build, request, settings)
         if claimed is None:
             continue
         session.add(turn)
@@ -93,13 +95,37 @@ def _next(session: Session, request: ClaimRequest, settings: Settings) -> Claim 
     return None
 
 
-def _take(session: Session, build: Build, worker_id: str, settings: Settings) -> Claim | None:
+def _again(session: Session, request: ClaimRequest, settings: Settings) -> Claim | None:
+    """The claim that this very request was granted before, where its attempt still holds its build."""
+    if request.token is None:
+        return None
+    build = session.scalars(
+        sa.select(Build)
+        .join(Attempt, sa.and_(Attempt.build_id == Build.id, Attempt.attempt_no == Build.attempt_no))
+        .where(IS_HELD, Build.lease_owner == request.worker_id)
+        .where(Attempt.token_hash == hash_token(request.token), Attempt.ended_ms.is_(None))
+        .with_for_update(of=Build)
+    ).first()
+    if build is None:
+        return None
+    now: int = session.execute(sa.select(now_ms())).scalar_one()
+    build.lease_expires_ms = now + int(settings.lease_ttl_s * 1000)
+    return _claim(session, build, request.token, BuildSettings.model_validate(build.settings), now, settings)
+
+
+def _take(session: Session, build: Build, request: ClaimRequest, settings: Settings) -> Claim | None:
     """The claim to `build`; None where its record cannot be read, which ends it, lest it bar the way for all behind it."""
     now: int = session.execute(sa.select(now_ms())).scalar_one()
     apply(session, build, BuildEvent.CLAIMED)
-    token = new_secret("att")
+    token = request.token or new_secret("att")
     session.add(
-        Attempt(build_id=build.id, attempt_no=build.attempt_no, worker_id=worker_id, token_hash=hash_token(token), claimed_ms=now)
+        Attempt(
+            build_id=build.id,
+            attempt_no=build.attempt_no,
+            worker_id=request.worker_id,
+            token_hash=hash_token(token),
+            claimed_ms=now,
+        )
     )
     # Until the worker tells of it, so that a claimed build has a phase that runs, and one that is lost a phase that failed.
     session.add(
@@ -119,15 +145,20 @@ def _take(session: Session, build: Build, worker_id: str, settings: Settings) ->
         end_attempt(session, build, Verdict.FAULT, Reason.BUG, message)
         apply(session, build, BuildEvent.FAULTED, reason=Reason.BUG, message=message)
         return None
-    build.lease_owner = worker_id
+    build.lease_owner = request.worker_id
     build.lease_expires_ms = now + int(settings.lease_ttl_s * 1000)
     build.first_claimed_ms = build.first_claimed_ms or now
-    retries, spent_ms = phase_retries(session, build)
-    left_ms = max(wanted.timeout_in_minutes * 60_000 - spent_ms, 0)
-    build.deadline_ms = now + left_ms
+    _retries, spent_ms = phase_retries(session, build)
+    build.deadline_ms = now + max(wanted.timeout_in_minutes * 60_000 - spent_ms, 0)
     build.resolved_source_version = None
     build.marks = {"accepted": build.submitted_ms, "claimed": now}
     session.flush()
+    return _claim(session, build, token, wanted, now, settings)
+
+
+def _claim(session: Session, build: Build, token: str, wanted: BuildSettings, now: int, settings: Settings) -> Claim:
+    """What a worker is told of the build that it holds."""
+    retries, _spent_ms = phase_retries(session, build)
     return Claim(
         build_id=build.id,
         build_arn=build_arn(settings, build.id),
@@ -137,7 +168,7 @@ def _take(session: Session, build: Build, worker_id: str, settings: Settings) ->
         lease_ttl_s=settings.lease_ttl_s,
         renew_every_s=settings.renew_every_s,
         self_fence_s=settings.self_fence_s,
-        deadline_in_s=left_ms / 1000,
+        deadline_in_s=max((build.deadline_ms or now) - now, 0) / 1000,
         submitted_at_ms=build.submitted_ms,
         initiator=build.initiator,
         region=settings.region,

@@ -11,6 +11,7 @@ from buildenv.engine import Engine, EngineInfo
 from millrace import __version__
 from millrace.contract import Claim, ClaimRequest, FinishReport, LogFooter
 from millrace.errors import AttemptFenced, MillraceError
+from millrace.ids import new_secret
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.vocabulary import Reason, Verdict
@@ -47,6 +48,7 @@ class Slots:
         self._leaving: dict[tuple[str, int], _Running] = {}
         self._draining = False
         self._trouble = ""
+        self._token = new_secret("att")
         self._seen: tuple[float, EngineInfo] | None = None
 
     @property
@@ -65,6 +67,7 @@ class Slots:
                 except MillraceError as error:
                     self._note(f"cannot claim: {error.message}")
                     break
+                self._token = new_secret("att")
                 self._note("")
                 if claim is None:
                     break
@@ -132,6 +135,7 @@ class Slots:
             slots=self._settings.slots,
             free_slots=free,
             version=__version__,
+            token=self._token,  # the same until there was an answer: what an answer that was lost told of comes again
         )
 
     def _start(self, claim: Claim) -> None:

@@ -350,7 +350,7 @@ def cut_off(chaos: Chaos) -> None:
             link.heal()
             ended = farm.ended(build, 180)
             said = ended["millrace"]
-            assert (ended["buildStatus"], said["attempt"]) == ("SUCCEEDED", attempts)
+            assert (ended["buildStatus"], said["attempt"]) == ("SUCCEEDED", attempts), said["attempts"]
             chaos.measure(f"attempts after {cut_s} s", said["attempt"])
 
 
@@ -379,6 +379,7 @@ def slow_link(chaos: Chaos) -> None:
             meddler.join()
         chaos.measure("all 40 ended, s", took)
         assert chaos.states(farm) == {"SUCCEEDED": 40}
+        chaos.measure("attempts", chaos.attempts(farm))
         assert chaos.attempts(farm) == 40
 
 

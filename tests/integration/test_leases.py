@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from millrace.contract import ArtifactReport, Claim, PhaseReport
 from millrace.errors import AttemptFenced, InvalidInput, MillraceError
-from millrace.ids import staging_prefix
+from millrace.ids import new_secret, staging_prefix
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, PhaseType, Reason, StatusType, Verdict
 from scheduler import attempts, leases, lifecycle, queries
@@ -85,6 +85,21 @@ def test_a_project_with_one_build_does_not_wait_behind_another_with_many(databas
         a_claim(database, settings)
     lone = a_build(database, settings, project="one")
     assert a_claim(database, settings).build_id == lone
+
+
+def test_a_claim_whose_answer_was_lost_is_answered_again(database: Database, settings: Settings) -> None:
+    a_project(database)
+    first, second = a_build(database, settings), a_build(database, settings)
+    token = new_secret("att")
+    request = a_claim_request("w1", token=token)
+    claims = [leases.claim(database, request, settings) for _ in range(3)]
+    assert [claim and (claim.build_id, claim.attempt_no, claim.token) for claim in claims] == [(first, 1, token)] * 3
+    assert leases.renew(database, first, 1, hash_token(token), settings).cancel_requested is False
+    other = leases.claim(database, a_claim_request("w2", token=token), settings)  # nobody else gets it by that
+    assert other is not None
+    assert other.build_id == second
+    lifecycle.finish(database, first, 1, hash_token(token), a_report())
+    assert leases.claim(database, request, settings) is None
 
 
 def test_a_build_whose_stop_is_wished_is_never_claimed(database: Database, settings: Settings) -> None:

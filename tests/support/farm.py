@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -194,8 +194,9 @@ class Farm:
         todo = [self.process.pid]
         while todo:
             pid = todo.pop()
-            if words in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
-                return pid
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                if words in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
+                    return pid
             todo += children_of(pid)
         raise AssertionError(f"no process of the farm has {words!r}")
 
