@@ -19,4 +19,4 @@ def farm(git_root: Path) -> Iterator[Farm]:
     with running_farm(MILLRACE_GIT_ROOTS=str(git_root)) as up:
         yield up
         wait_until(lambda: up.containers() == [])
-        assert list((up.home / "data" / "work").glob("*")) == []
+        wait_until(lambda: list((up.home / "data" / "work").glob("*")) == [])

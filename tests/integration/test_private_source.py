@@ -1,6 +1,7 @@
 """A build whose source wants credentials: from the secret store to git on the host and, where asked for, to git inside."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_the_secret_of_the_sources_auth_opens_it(tmp_path: Path, server: GitServ
     source = {"type": "GIT", "location": f"{server.url}/team/app.git", "buildspec": buildspec}
     auth = {"type": "SECRETS_MANAGER", "resource": "team/git"}
     wanted = job(tmp_path, "", source={**source, "auth": auth})
-    result = run(wanted, FakeEngine({}), recorder, recorder, StopSignal())
+    result = run(wanted, FakeEngine({}), recorder, recorder, StopSignal(), ExitStack())
     assert result.verdict is Verdict.SUCCEEDED, recorder.text.decode()
     assert b"t0ken-value" not in recorder.text
     assert set(server.given) == {server.password}
@@ -52,6 +53,6 @@ def test_a_secret_that_is_not_there_ends_the_build_before_git_is_asked(tmp_path:
     recorder = Recorder(tmp_path)
     auth = {"type": "SECRETS_MANAGER", "resource": "team/git"}
     source = {"type": "GIT", "location": f"{server.url}/team/app.git", "auth": auth}
-    result = run(job(tmp_path, "", source=source), FakeEngine({}), recorder, recorder, StopSignal())
+    result = run(job(tmp_path, "", source=source), FakeEngine({}), recorder, recorder, StopSignal(), ExitStack())
     assert (result.verdict, result.reason) == (Verdict.FAILED, Reason.SECRET_UNAVAILABLE)
     assert server.seen == []
