@@ -216,11 +216,15 @@ class ArtifactReport(Shape):
 
 
 class LogFooter(Shape):
-    """What the worker says it wrote, so that a gap shows. `sha256` is over all bytes in order."""
+    """What the worker says it wrote, so that a gap shows. `sha256` is over all bytes in order, `root` over the list of chunks.
+
+    Without a root: the last release's worker does not know it, and what was dropped was never cut into chunks.
+    """
 
     chunks: int = Field(ge=0)
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    root: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
 class ExportedVariable(Shape):
@@ -239,7 +243,8 @@ class FinishReport(Shape):
     exit_code: int | None = None
     artifacts: tuple[ArtifactReport, ...] = ()
     caches: tuple[CacheReport, ...] = ()
-    log: LogFooter
+    log: LogFooter | None = None
+    """None where the attempt's process is gone, and nobody knows what it wrote."""
     resolved_source_version: str | None = None
     exported_variables: tuple[ExportedVariable, ...] = ()
     marks: dict[str, int] = Field(default_factory=dict)

@@ -62,3 +62,8 @@ def cache_prefix(build_id: str, attempt_no: int) -> str:
 def log_key(build_id: str, attempt_no: int) -> str:
     """The object that holds the whole log of an ended attempt."""
     return f"logs/{uuid_of(build_id)}/{attempt_no}.log"
+
+
+def log_list_key(build_id: str, attempt_no: int) -> str:
+    """The object beside it that lists the log's chunks."""
+    return f"logs/{uuid_of(build_id)}/{attempt_no}.chunks"

@@ -1,7 +1,6 @@
 """What an attempt reports while it runs: phases and log chunks. Everything is fenced by attempt and token."""
 
 import hashlib
-from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -9,14 +8,10 @@ from sqlalchemy.orm import Session
 from millrace.contract import MAX_LOG_CHUNK_BYTES, CacheQuery, PhaseReport
 from millrace.errors import Conflict, InvalidInput, TooLarge
 from millrace.project import BuildSettings
-from scheduler import caches
+from scheduler import caches, logs
 from scheduler.db import Database
 from scheduler.lifecycle import check_phases, held, note_phases
 from scheduler.models import Attempt, Build, LogChunk
-
-MAX_LOG_BYTES: Final = 1024**3
-"""How long an attempt's log may be: it lies in the database while the build runs. What is beyond is refused, and the log
-marked as incomplete."""
 
 
 def record_phase(db: Database, build_id: str, attempt_no: int, token_hash: str, *reports: PhaseReport) -> None:
@@ -59,8 +54,10 @@ def store_log(
                 f"log chunk {seq} at offset {offset} leaves a gap: "
                 f"chunk {attempt.log_chunks} at offset {attempt.log_bytes} is next"
             )
-        if offset + len(data) > MAX_LOG_BYTES:
-            raise TooLarge(f"a log has at most {MAX_LOG_BYTES} bytes", hint="Write less to the log, or keep it as an artifact.")
+        if offset + len(data) > logs.MAX_LOG_BYTES:
+            raise TooLarge(
+                f"a log has at most {logs.MAX_LOG_BYTES} bytes", hint="Write less to the log, or keep it as an artifact."
+            )
         session.add(
             LogChunk(build_id=build_id, attempt_no=attempt_no, seq=seq, offset=offset, size=len(data), sha256=sha256, data=data)
         )

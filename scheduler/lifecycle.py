@@ -15,7 +15,7 @@ from millrace.ids import staging_prefix
 from millrace.log import get_logger
 from millrace.project import BuildSettings
 from millrace.vocabulary import COMMAND_PHASES, BuildState, PhaseType, Reason, StatusType, Verdict
-from scheduler import caches, publication
+from scheduler import caches, logs, publication
 from scheduler.db import Database, now_ms
 from scheduler.models import Attempt, Build, Event, LogChunk, Phase, Project
 from scheduler.queue import Origin, enqueue, put_bell
@@ -163,6 +163,7 @@ def end_attempt(session: Session, build: Build, verdict: Verdict, reason: Reason
         return attempt
     at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
     attempt.ended_ms, attempt.verdict, attempt.reason, attempt.message = at_ms, verdict.value, reason.value, message
+    logs.close(session, attempt)
     status = StatusType.FAULT if verdict is Verdict.HANDED_BACK else StatusType(verdict.value)
     context = _CONTEXTS.get(status, {"statusCode": "", "message": ""})
     if status is StatusType.FAULT:
@@ -264,16 +265,9 @@ def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report
         if attempt.report_sha256 == digest:
             return BuildState(build.state)
         attempt.report_sha256 = digest
-        attempt.log_sha256 = report.log.sha256
-        attempt.log_complete = report.log.chunks == attempt.log_chunks and report.log.size_bytes == attempt.log_bytes
-        if not attempt.log_complete:
-            log.warning(
-                "log.gap",
-                build_id=build_id,
-                attempt_no=attempt_no,
-                said_bytes=report.log.size_bytes,
-                stored_bytes=attempt.log_bytes,
-            )
+        footer = report.log
+        if footer is not None and footer.size_bytes >= attempt.log_bytes:  # less is the last release's word for a lost process
+            attempt.log_sha256, attempt.log_footer = footer.sha256, footer.model_dump()
         if report.resolved_source_version:
             build.resolved_source_version = plain(report.resolved_source_version)[:_MAX_VERSION_CHARS]
         note_phases(session, build, report.phases)

@@ -119,7 +119,10 @@ class Build(Base):
 
 
 class Attempt(Base):
-    """One try at a build. `token_hash` lets its worker in until the attempt ends."""
+    """One try at a build. `token_hash` lets its worker in until the attempt ends.
+
+    Of its log, `log_sha256` and `log_footer` are the worker's word; all else is what the farm itself stored and counted.
+    """
 
     __tablename__ = "attempts"
     build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"), primary_key=True)
@@ -137,6 +140,8 @@ class Attempt(Base):
     log_sha256: Mapped[str | None] = mapped_column(sa.String(64))
     log_complete: Mapped[bool] = mapped_column(default=False)
     log_key: Mapped[str | None] = mapped_column(sa.String(300))
+    log_root: Mapped[str | None] = mapped_column(sa.String(64))
+    log_footer: Mapped[dict[str, Any] | None] = mapped_column(Json)
     swept: Mapped[bool] = mapped_column(default=False)
     __table_args__ = (
         sa.Index("ix_attempts_log_here", "ended_ms", sqlite_where=_LOG_HERE, postgresql_where=_LOG_HERE),

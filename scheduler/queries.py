@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from millrace.contract import LogFooter
 from millrace.errors import InfraProblem, InvalidInput
+from millrace.ids import log_list_key
 from millrace.project import BuildSettings
 from millrace.settings import Settings
 from millrace.storage import Store
 from millrace.vocabulary import BuildState, PhaseType, Reason, StatusType
+from scheduler import logs
 from scheduler.db import Database
 from scheduler.models import Artifact, Attempt, Build, LogChunk, Phase
 from scheduler.states import TERMINAL
@@ -100,12 +103,21 @@ class BuildRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LogInfo:
-    """How much there is of an attempt's log. `ended`: no more will come; `complete`: all that the worker wrote is here."""
+    """How much there is of an attempt's log. `ended`: no more will come; `complete`: all that the worker wrote is here.
+
+    `gap` says in one line what is not; `missing_bytes` how much, where that is known. `footer` is the worker's word. `root` is
+    that of the stored chunks, once no more will come.
+    """
 
     attempt_no: int
     size_bytes: int
+    chunks: int = 0
+    root: str | None = None
+    footer: LogFooter | None = None
     ended: bool
     complete: bool
+    gap: str | None = None
+    missing_bytes: int | None = None
     state: BuildState
     reason: Reason | None
 
@@ -289,13 +301,23 @@ def log_info(db: Database, build_id: str, attempt_no: int | None = None) -> LogI
         number = build.attempt_no if attempt_no is None else attempt_no
         attempt = session.get(Attempt, (build_id, number))
         state = BuildState(build.state)
+        reason = Reason(build.reason) if build.reason else None
+        if attempt is None:
+            over = state in TERMINAL
+            return LogInfo(attempt_no=number, size_bytes=0, ended=over, complete=over, state=state, reason=reason)
+        gap = logs.gap(attempt)
         return LogInfo(
             attempt_no=number,
-            size_bytes=attempt.log_bytes if attempt else 0,
-            ended=attempt.ended_ms is not None if attempt else state in TERMINAL,
-            complete=attempt.log_complete if attempt else state in TERMINAL,
+            size_bytes=attempt.log_bytes,
+            chunks=attempt.log_chunks,
+            root=attempt.log_root,
+            footer=logs.footer_of(attempt),
+            ended=attempt.ended_ms is not None,
+            complete=attempt.log_complete,
+            gap=gap,
+            missing_bytes=logs.missing_bytes(attempt) if gap else None,
             state=state,
-            reason=Reason(build.reason) if build.reason else None,
+            reason=reason,
         )
 
 
@@ -329,10 +351,33 @@ def read_log(
         ) from error
 
 
+def log_list(db: Database, store: Store, settings: Settings, build_id: str, attempt_no: int) -> bytes | None:
+    """The list of the chunks of an attempt's log (`millrace.chunks`), so far; None where an older release put it away without.
+
+    Raises InfraProblem where the store fails.
+    """
+    with db.reading() as session:
+        attempt = session.get(Attempt, (build_id, attempt_no))
+        if attempt is None or attempt.log_key is None:
+            return b"".join(chunk.line for chunk in logs.listed(session, build_id, attempt_no))
+    if attempt.log_root is None:
+        return None
+    key = log_list_key(build_id, attempt_no)
+    try:
+        with store.open(settings.bucket, key) as body:
+            return body.read()
+    except FileNotFoundError as error:
+        raise InfraProblem(
+            f"the list of chunks {key} is not in the object store", reason=Reason.STORAGE, hint="Was it deleted there?"
+        ) from error
+
+
 def _join(rows: Sequence[sa.Row[tuple[int, bytes]]], offset: int, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     for start, data in rows:
+        if start > offset + size:  # a chunk is missing here: what is behind it must not pass for what it was
+            break
         part = bytes(data)[max(0, offset - start) :][: max_bytes - size]
         parts.append(part)
         size += len(part)

@@ -1,6 +1,7 @@
 """What must happen even when nobody asks: lost leases, deadlines, unsent messages, logs to be put away, leftovers."""
 
 import hashlib
+import io
 import threading
 import uuid
 from collections.abc import Callable
@@ -10,12 +11,13 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from millrace.chunks import Tally
 from millrace.errors import InfraProblem, InvalidInput, MillraceError, Unavailable
-from millrace.ids import cache_prefix, log_key, staging_prefix
+from millrace.ids import cache_prefix, log_key, log_list_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.storage import Store
-from scheduler import caches, dispatch, leases, publication
+from scheduler import caches, dispatch, leases, logs, publication
 from scheduler.db import Database, now_ms
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
@@ -164,24 +166,37 @@ class Sweeper:
         if ended:
             self._store.check()
         for attempt in ended:
-            key = log_key(attempt.build_id, attempt.attempt_no)
-            body = _ChunkReader(self._db, attempt.build_id, attempt.attempt_no)
             try:
-                self._store.put(self._settings.bucket, key, _as_file(body), size_bytes=attempt.log_bytes)
+                self._put_log_away(attempt)
             except (InfraProblem, InvalidInput) as problem:  # InvalidInput: chunks are missing, or another was faster
                 log.warning("log.not_stored", build_id=attempt.build_id, attempt_no=attempt.attempt_no, why=problem.message)
-                continue
-            self._now_in_store(attempt, key, body.sha256)
 
-    def _now_in_store(self, attempt: Attempt, key: str, sha256: str) -> None:
+    def _put_log_away(self, attempt: Attempt) -> None:
+        build_id, attempt_no, bucket = attempt.build_id, attempt.attempt_no, self._settings.bucket
+        tally, lines = Tally(), []
+        with self._db.reading() as session:
+            for chunk in logs.listed(session, build_id, attempt_no):
+                tally.add(chunk)
+                lines.append(chunk.line)
+        if (tally.chunks, tally.size_bytes) != (attempt.log_chunks, attempt.log_bytes):
+            raise InvalidInput(f"of {attempt.log_chunks} chunks {tally.chunks} are there, with {tally.size_bytes} bytes")
+        body = _ChunkReader(self._db, build_id, attempt_no)
+        self._store.put(bucket, log_list_key(build_id, attempt_no), io.BytesIO(b"".join(lines)))
+        self._store.put(bucket, log_key(build_id, attempt_no), _as_file(body), size_bytes=attempt.log_bytes)
+        self._now_in_store(attempt, listed=tally.root, found=body.root, sha256=body.sha256)
+
+    def _now_in_store(self, attempt: Attempt, *, listed: str, found: str, sha256: str) -> None:
+        """`listed` is the root of the chunks as they came, `found` and `sha256` are of their bytes as they were read back."""
+
         def work(session: Session) -> None:
             row = session.get(Attempt, (attempt.build_id, attempt.attempt_no), with_for_update=True)
             if row is None or row.log_key is not None:
                 return
-            if row.log_complete and row.log_sha256 != sha256:
+            row.log_root = row.log_root or listed  # the last release ended it, without one
+            if row.log_complete and (row.log_sha256 != sha256 or found != row.log_root):
                 log.error("log.hash_differs", build_id=row.build_id, attempt_no=row.attempt_no)
                 row.log_complete = False
-            row.log_key = key
+            row.log_key = log_key(row.build_id, row.attempt_no)
             forget_log(session, row.build_id, row.attempt_no)
 
         self._db.run(work)
@@ -227,13 +242,18 @@ class _ChunkReader:
 
     def __init__(self, db: Database, build_id: str, attempt_no: int) -> None:
         self._db, self._build_id, self._attempt_no = db, build_id, attempt_no
-        self._seq, self._rest = 0, b""
-        self._hash = hashlib.sha256()
+        self._rest = b""
+        self._hash, self._tally = hashlib.sha256(), Tally()
 
     @property
     def sha256(self) -> str:
         """Of what was read so far."""
         return self._hash.hexdigest()
+
+    @property
+    def root(self) -> str:
+        """Of the chunks that were read so far."""
+        return self._tally.root
 
     def read(self, size: int = -1) -> bytes:
         """As a file's `read`."""
@@ -251,11 +271,11 @@ class _ChunkReader:
 
     def _next(self) -> bool:
         with self._db.reading() as session:
-            chunk = session.get(LogChunk, (self._build_id, self._attempt_no, self._seq))
+            chunk = session.get(LogChunk, (self._build_id, self._attempt_no, self._tally.chunks))
             if chunk is None:
                 return False
             self._rest = bytes(chunk.data)
-        self._seq += 1
+        self._tally.take(self._rest)
         return True
 
 

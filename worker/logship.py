@@ -1,4 +1,4 @@
-"""A build's log on its way to the API: numbered chunks, in order, with bounded memory and a hash over everything."""
+"""A build's log on its way to the API: numbered chunks, in order, with bounded memory, a hash over everything and a root."""
 
 import contextvars
 import hashlib
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from millrace.chunks import Tally
 from millrace.contract import MAX_LOG_CHUNK_BYTES, LogFooter
 from millrace.errors import AttemptFenced, MillraceError, Unavailable
 from millrace.log import get_logger
@@ -25,13 +26,12 @@ class LogShipper:
         self._send = send
         self._changed = threading.Condition()
         self._buffer = bytearray()
-        self._sending = False
+        self._chunk = b""  # on its way; sent again as it is, for the API may have taken it and only the answer was lost
         self._closed = False
         self._given_up = False
         self._hash = hashlib.sha256()
         self._written = 0
-        self._sent = 0
-        self._seq = 0
+        self._sent = Tally()
         self._thread = threading.Thread(
             target=contextvars.copy_context().run, args=(self._run,), name="log-shipper", daemon=True
         )  # its log lines name the build, too
@@ -55,40 +55,44 @@ class LogShipper:
             view = view[len(piece) :]
 
     def close(self, within_s: float) -> LogFooter:
-        """Send the rest, for at most `within_s`; and say what was written. Fewer chunks than that at the API are a gap."""
+        """Send the rest, for at most `within_s`; and say what was written, sent or not. Less than that at the API is a gap."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            done = self._changed.wait_for(lambda: self._given_up or not (self._buffer or self._sending), within_s)
+            done = self._changed.wait_for(lambda: self._given_up or not (self._buffer or self._chunk), within_s)
             if not done or self._given_up:
-                log.warning("log.cut", written_bytes=self._written, sent_bytes=self._sent)
-            return LogFooter(chunks=self._seq, size_bytes=self._written, sha256=self._hash.hexdigest())
+                log.warning("log.cut", written_bytes=self._written, sent_bytes=self._sent.size_bytes)
+            tally = self._sent.copy()
+            rest = bytes(self._buffer)
+            for data in (self._chunk, *(rest[at : at + MAX_LOG_CHUNK_BYTES] for at in range(0, len(rest), MAX_LOG_CHUNK_BYTES))):
+                if data:
+                    tally.take(data)
+            root = tally.root if tally.size_bytes == self._written else None
+            return LogFooter(chunks=tally.chunks, size_bytes=self._written, sha256=self._hash.hexdigest(), root=root)
 
     def _run(self) -> None:
         while (chunk := self._take()) is not None:
             try:
-                self._send(self._seq, self._sent, chunk)
+                self._send(self._sent.chunks, self._sent.size_bytes, chunk)
             except AttemptFenced:
                 self._give_up()
                 return
             except Unavailable as error:
                 log.warning("log.delayed", why=error.message)
-                with self._changed:
-                    self._buffer[:0] = chunk
-                    self._sending = False
                 continue
             except MillraceError as error:
                 log.error("log.refused", why=error.message)
                 self._give_up()
                 return
             with self._changed:
-                self._seq += 1
-                self._sent += len(chunk)
-                self._sending = False
+                self._sent.take(chunk)
+                self._chunk = b""
                 self._changed.notify_all()
 
     def _take(self) -> bytes | None:
         with self._changed:
+            if self._chunk:
+                return self._chunk
             self._changed.wait_for(lambda: self._buffer or self._closed)
             end = time.monotonic() + _LINGER_S
             while len(self._buffer) < MAX_LOG_CHUNK_BYTES and not self._closed:
@@ -98,15 +102,14 @@ class LogShipper:
                 self._changed.wait(left_s)
             if not self._buffer:
                 return None
-            chunk = bytes(self._buffer[:MAX_LOG_CHUNK_BYTES])
-            del self._buffer[: len(chunk)]
-            self._sending = True
+            self._chunk = bytes(self._buffer[:MAX_LOG_CHUNK_BYTES])
+            del self._buffer[: len(self._chunk)]
             self._changed.notify_all()
-            return chunk
+            return self._chunk
 
     def _give_up(self) -> None:
         with self._changed:
             self._given_up = True
-            self._sending = False
+            self._chunk = b""
             self._buffer.clear()
             self._changed.notify_all()

@@ -9,7 +9,7 @@ from typing import Final
 
 from buildenv.engine import Engine, EngineInfo
 from millrace import __version__
-from millrace.contract import Claim, ClaimRequest, FinishReport, LogFooter
+from millrace.contract import Claim, ClaimRequest, FinishReport
 from millrace.errors import AttemptFenced, MillraceError
 from millrace.ids import new_secret
 from millrace.log import get_logger
@@ -26,7 +26,6 @@ log = get_logger(__name__)
 IDLE_POLL_S: Final = 10.0
 """A free slot asks for work this often even when no bell rings, so that a lost message or a dead Redis only costs time."""
 _HOST_S: Final = 5.0
-_NOTHING: Final = LogFooter(chunks=0, size_bytes=0, sha256="e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +191,6 @@ class Slots:
             verdict=Verdict.HANDED_BACK,
             reason=Reason.WORKER_LOST,
             message=f"the process of attempt {claim.attempt_no} is lost: {how}",
-            log=_NOTHING,
             marks={"verdict": int(time.time() * 1000)},
         )
         control = AttemptControl(self._settings.api, claim.build_id, claim.attempt_no, claim.token)

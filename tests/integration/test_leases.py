@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from millrace.contract import ArtifactReport, Claim, PhaseReport
+from millrace.contract import ArtifactReport, Claim, LogFooter, PhaseReport
 from millrace.errors import AttemptFenced, InvalidInput, MillraceError
 from millrace.ids import new_secret, staging_prefix
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, PhaseType, Reason, StatusType, Verdict
-from scheduler import attempts, leases, lifecycle, queries
+from scheduler import attempts, leases, lifecycle, logs, queries
 from scheduler.db import Database, now_ms
 from scheduler.leases import hash_token
 from scheduler.models import Build, Event, Worker
@@ -337,7 +337,7 @@ def test_the_same_log_chunk_sent_many_times_at_once_is_kept_once(database: Datab
 def test_a_log_over_its_limit_is_refused_and_marked(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "MAX_LOG_BYTES", 10)
+    monkeypatch.setattr(logs, "MAX_LOG_BYTES", 10)
     a_project(database)
     build = a_build(database, settings)
     token = hash_token(a_claim(database, settings).token)
@@ -353,3 +353,8 @@ def test_a_log_over_its_limit_is_refused_and_marked(
     info = queries.log_info(database, build)
     assert info is not None
     assert (info.size_bytes, info.complete) == (10, False)
+    footer = LogFooter(chunks=2, size_bytes=11, sha256=hashlib.sha256(b"1234567890!").hexdigest())
+    lifecycle.finish(database, build, 1, token, a_report(log=footer))
+    info = queries.log_info(database, build)
+    assert info is not None
+    assert info.gap == "the log ends here: it is at its limit of 10 bytes, and 1 bytes after byte 10 were not kept"

@@ -26,7 +26,7 @@ from scheduler import attempts, intake, leases, lifecycle, projects, queries, to
 from scheduler.db import Database, OldSchema, now_ms
 from scheduler.leases import hash_token
 from scheduler.models import Build, Event, Outbox
-from tests.support.records import EMPTY_LOG, a_build, a_claim, a_claim_request, a_project, a_report
+from tests.support.records import EMPTY_LOG, a_build, a_claim, a_claim_request, a_project, a_report, log_footer, store_log
 
 
 def shown(db: Database, build_id: str) -> queries.BuildRecord:
@@ -555,6 +555,58 @@ def test_a_log_with_a_gap_is_marked(database: Database, settings: Settings) -> N
     info = queries.log_info(database, build)
     assert info is not None
     assert not info.complete
+    assert (info.gap, info.missing_bytes) == ("the log ends here: 30 bytes that were written after byte 0 never came", 30)
+
+
+def test_a_log_whose_root_is_another_than_its_workers_is_marked(database: Database, settings: Settings) -> None:
+    a_project(database)
+    build = a_build(database, settings)
+    claim = a_claim(database, settings)
+    store_log(database, claim, b"what came")
+    finished(database, claim, log=log_footer(b"what came").model_copy(update={"root": "0" * 64}))
+    info = queries.log_info(database, build)
+    assert info is not None
+    assert (info.complete, info.root) == (False, log_footer(b"what came").root)
+    assert info.gap == "this log is damaged: by its hash, it is not what its worker wrote"
+
+
+def test_the_last_releases_worker_gives_no_root(database: Database, settings: Settings) -> None:
+    a_project(database)
+    build = a_build(database, settings)
+    claim = a_claim(database, settings)
+    store_log(database, claim, b"what came")
+    finished(database, claim, log=log_footer(b"what came").model_copy(update={"root": None}))
+    info = queries.log_info(database, build)
+    assert info is not None
+    assert (info.complete, info.gap, info.root) == (True, None, log_footer(b"what came").root)
+
+
+@pytest.mark.parametrize("footer", [None, EMPTY_LOG.model_copy(update={"root": None})], ids=["this release", "the last one"])
+def test_an_attempt_whose_process_was_lost_has_a_log_that_ends_in_a_gap(
+    database: Database, settings: Settings, footer: LogFooter | None
+) -> None:
+    a_project(database)
+    build = a_build(database, settings)
+    claim = a_claim(database, settings)
+    store_log(database, claim, b"what came")
+    finished(database, claim, verdict=Verdict.HANDED_BACK, reason=Reason.WORKER_LOST, log=footer)
+    info = queries.log_info(database, build, 1)
+    assert info is not None
+    assert (info.complete, info.missing_bytes, info.root) == (False, None, log_footer(b"what came").root)
+    assert info.gap == "the log ends here: the worker was lost, and what it wrote after byte 9 never came"
+
+
+def test_an_attempt_whose_lease_ran_out_has_a_log_that_ends_in_a_gap(database: Database, settings: Settings) -> None:
+    a_project(database)
+    build = a_build(database, settings)
+    claim = a_claim(database, settings)
+    store_log(database, claim, b"one ", b"two")
+    let_lease_run_out(database, build)
+    assert leases.expire(database) == [build]
+    info = queries.log_info(database, build, 1)
+    assert info is not None
+    assert (info.complete, info.root) == (False, log_footer(b"one ", b"two").root)
+    assert info.gap == "the log ends here: the worker was lost, and what it wrote after byte 7 never came"
 
 
 # Reading

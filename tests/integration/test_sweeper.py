@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from millrace.chunks import compare, read_list
 from millrace.contract import ArtifactReport, LogFooter
 from millrace.errors import InfraProblem
 from millrace.ids import log_key, staging_prefix
@@ -25,7 +26,7 @@ from scheduler.models import Attempt, Build, Event, Idempotency, Leader, LogChun
 from scheduler.sweeper import Sweeper
 from tests.chaos.proxy import Faults, Proxy
 from tests.support.postgres import PostgresServer
-from tests.support.records import a_build, a_claim, a_project, a_report
+from tests.support.records import a_build, a_claim, a_project, a_report, log_footer, store_log
 from tests.support.redis import RedisServer
 
 pytestmark = pytest.mark.redis
@@ -109,18 +110,20 @@ def test_an_ended_log_moves_to_the_store_and_reads_the_same(
     build = a_build(database, settings)
     claim = a_claim(database, settings)
     chunks = [bytes([65 + n]) * (1000 * (n + 1)) for n in range(5)]
-    offset = 0
-    for seq, data in enumerate(chunks):
-        digest = hashlib.sha256(data).hexdigest()
-        attempts.store_log(database, build, 1, hash_token(claim.token), seq=seq, offset=offset, data=data, sha256=digest)
-        offset += len(data)
+    store_log(database, claim, *chunks)
     whole = b"".join(chunks)
-    footer = LogFooter(chunks=5, size_bytes=len(whole), sha256=hashlib.sha256(whole).hexdigest())
+    footer = log_footer(*chunks)
     lifecycle.finish(database, build, 1, hash_token(claim.token), a_report(log=footer))
+    listed = queries.log_list(database, store, settings, build, 1)
     long_ago(database, build)
     Sweeper(database, bell, store, settings).sweep()
     with database.reading() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(LogChunk)) == 0
+    assert listed is not None
+    assert queries.log_list(database, store, settings, build, 1) == listed
+    assert hashlib.sha256(listed).hexdigest() == footer.root
+    tally, sha256 = compare(read_list(io.BytesIO(listed)), io.BytesIO(whole).read)
+    assert (tally.root, sha256) == (footer.root, footer.sha256)
     stored = store.stat(settings.bucket, log_key(build, 1))
     assert stored is not None
     assert stored.sha256 == footer.sha256
@@ -129,7 +132,20 @@ def test_an_ended_log_moves_to_the_store_and_reads_the_same(
     assert queries.read_log(database, store, settings, build, 1, len(whole), 10) == b""
     info = queries.log_info(database, build)
     assert info is not None
-    assert info.complete
+    assert (info.complete, info.root, info.gap) == (True, footer.root, None)
+
+
+def test_a_log_that_the_last_release_ended_gets_its_root_on_its_way_to_the_store(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    a_project(database)
+    build = an_ended_log(database, settings, b"of old")
+    with database.transaction() as session:
+        session.execute(sa.update(Attempt).values(log_root=None, log_footer=None))
+    Sweeper(database, bell, store, settings).sweep()
+    info = queries.log_info(database, build)
+    assert info is not None
+    assert (info.complete, info.root) == (True, log_footer(b"of old").root)
 
 
 def test_what_a_losing_attempt_stored_is_removed_a_day_later(
@@ -302,10 +318,11 @@ def test_a_log_that_is_not_what_its_footer_says_is_marked(
     build = an_ended_log(database, settings, b"true")
     with database.transaction() as session:
         session.execute(sa.update(LogChunk).values(data=b"lies"))
+    assert queries.read_log(database, store, settings, build, 1, 0, 10) == b"lies"
     Sweeper(database, bell, store, settings).sweep()
     info = queries.log_info(database, build)
     assert info is not None
-    assert not info.complete
+    assert (info.complete, info.gap) == (False, "this log is damaged: by its hash, it is not what its worker wrote")
 
 
 def test_a_log_that_was_deleted_from_the_store_is_a_clear_error(

@@ -3,11 +3,12 @@
 import hashlib
 from typing import Any
 
+from millrace.chunks import Tally
 from millrace.contract import ClaimRequest, FinishReport, LogFooter
 from millrace.project import BuildOverrides, ProjectSettings
 from millrace.settings import Settings
 from millrace.vocabulary import Reason, Verdict
-from scheduler import intake, leases, projects
+from scheduler import attempts, intake, leases, projects
 from scheduler.db import Database
 
 EMPTY_LOG = LogFooter(chunks=0, size_bytes=0, sha256=hashlib.sha256(b"").hexdigest())
@@ -49,6 +50,24 @@ def a_claim(db: Database, settings: Settings, worker: str = "w1") -> "leases.Cla
     claim = leases.claim(db, a_claim_request(worker), settings)
     assert claim is not None
     return claim
+
+
+def store_log(db: Database, claim: "leases.Claim", *pieces: bytes) -> None:
+    """All of an attempt's log, in these chunks."""
+    offset = 0
+    for seq, data in enumerate(pieces):
+        sha256 = hashlib.sha256(data).hexdigest()
+        token = leases.hash_token(claim.token)
+        attempts.store_log(db, claim.build_id, claim.attempt_no, token, seq=seq, offset=offset, data=data, sha256=sha256)
+        offset += len(data)
+
+
+def log_footer(*pieces: bytes) -> LogFooter:
+    """What a worker says that wrote these chunks."""
+    tally, whole = Tally(), b"".join(pieces)
+    for data in pieces:
+        tally.take(data)
+    return LogFooter(chunks=len(pieces), size_bytes=len(whole), sha256=hashlib.sha256(whole).hexdigest(), root=tally.root)
 
 
 def a_report(verdict: Verdict = Verdict.SUCCEEDED, reason: Reason = Reason.SUCCEEDED, **changes: Any) -> FinishReport:

@@ -8,9 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.contract import MAX_LOG_CHUNK_BYTES
-from millrace.errors import AttemptFenced, Unavailable
+from millrace.errors import AttemptFenced, TooLarge, Unavailable
+from tests.support.farm import wait_until
 from worker import logship
 from worker.logship import LogShipper
+
+
+def root_of(chunks: list[bytes]) -> str:
+    """A log's root as docs/logs.md tells it, by other means than the code's."""
+    lines, offset = "", 0
+    for seq, data in enumerate(chunks):
+        lines += f"{seq} {offset} {len(data)} {hashlib.sha256(data).hexdigest()}\n"
+        offset += len(data)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 class Api:
@@ -49,6 +59,7 @@ def test_what_is_written_arrives_whole(pieces: list[bytes], failures: int) -> No
     assert footer.size_bytes == len(whole)
     assert footer.chunks == len(api.chunks)
     assert footer.sha256 == hashlib.sha256(whole).hexdigest()
+    assert footer.root == root_of(api.chunks)
 
 
 def test_a_write_larger_than_the_buffer_passes_through() -> None:
@@ -102,5 +113,53 @@ def test_a_close_that_cannot_send_all_says_what_was_written() -> None:
     shipper.start()
     shipper.write(b"lost")
     footer = shipper.close(0.3)
-    assert (footer.chunks, footer.size_bytes) == (0, 4)
+    assert (footer.chunks, footer.size_bytes, api.chunks) == (1, 4, [])
+    assert footer.root == root_of([b"lost"])
     api.gate.set()
+
+
+def test_a_chunk_whose_answer_was_lost_is_sent_again_as_it_was() -> None:
+    """Else the API, which has it, would find other bytes under its number, and take no more of the log."""
+    taken: list[tuple[int, int, bytes]] = []
+    more = threading.Event()
+
+    def take(seq: int, offset: int, data: bytes) -> None:
+        taken.append((seq, offset, data))
+        if len(taken) == 1:
+            more.wait(10)
+            raise Unavailable("taken, and the answer is lost")
+
+    shipper = LogShipper(take)
+    shipper.start()
+    shipper.write(b"first")
+    wait_until(lambda: bool(taken))
+    shipper.write(b"second")
+    more.set()
+    footer = shipper.close(10)
+    assert taken == [(0, 0, b"first"), (0, 0, b"first"), (1, 5, b"second")]
+    assert (footer.chunks, footer.root) == (2, root_of([b"first", b"second"]))
+
+
+def test_what_is_still_on_its_way_at_the_close_may_arrive_later_and_fit_the_root() -> None:
+    api = Api()
+    api.gate.clear()
+    shipper = LogShipper(api.take)
+    shipper.start()
+    shipper.write(b"on its way")
+    wait_until(lambda: not shipper._buffer)
+    shipper.write(b"x" * (2 * MAX_LOG_CHUNK_BYTES + 1))
+    footer = shipper.close(0.1)
+    api.gate.set()
+    wait_until(lambda: len(api.chunks) == 4)
+    assert (footer.chunks, footer.root) == (4, root_of(api.chunks))
+
+
+def test_a_log_that_is_refused_has_no_root() -> None:
+    def refuse(_seq: int, _offset: int, _data: bytes) -> None:
+        raise TooLarge("full")
+
+    shipper = LogShipper(refuse)
+    shipper.start()
+    shipper.write(b"lost")
+    footer = shipper.close(5)
+    assert (footer.chunks, footer.size_bytes, footer.root) == (0, 4, None)
