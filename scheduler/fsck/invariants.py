@@ -117,7 +117,8 @@ INVARIANTS: Final[Sequence[Invariant]] = (
     Invariant(
         number=9,
         name="Logs are whole",
-        how="pieces join up without a gap; the whole has the SHA-256 that its worker gave, unless it is marked as incomplete",
+        how="chunks join up without a gap, each has its SHA-256, and their list the root that it had when the attempt ended; the "
+        "whole has the SHA-256 that its worker gave, unless it is marked as incomplete",
         check=objects.logs_are_whole,
     ),
     Invariant(

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from millrace.chunks import Chunk, Tally, Unsound, compare, read_list
 from millrace.errors import InfraProblem
-from millrace.ids import cache_prefix, staging_prefix
+from millrace.ids import cache_prefix, log_list_key, staging_prefix
 from millrace.storage import PIECE_BYTES, Store
 from scheduler.db import now_ms
 from scheduler.fsck.terms import SHOWN, TERMINAL_NAMES, Fault, NotHere, Said, Scope, said
@@ -80,7 +81,7 @@ def _problem(store: Store, bucket: str, key: str, size_bytes: int, sha256: str |
 
 
 def logs_are_whole(scope: Scope) -> Said:
-    """9: the pieces of a log join up, and the whole is what its worker wrote, unless it is marked as incomplete."""
+    """9: the chunks of a log join up and give its root; the whole is what its worker wrote, or is marked as incomplete."""
     store = the_store(scope)
     faults = _torn_chunks(scope)
     rows = _newest(
@@ -92,7 +93,7 @@ def logs_are_whole(scope: Scope) -> Said:
             Attempt.log_bytes,
             Attempt.log_sha256,
             Attempt.log_complete,
-            Attempt.log_chunks,
+            Attempt.log_root,
         )
         .join(Build, Build.id == Attempt.build_id)
         .where(Attempt.ended_ms.is_not(None), Attempt.log_bytes > 0),
@@ -102,11 +103,11 @@ def logs_are_whole(scope: Scope) -> Said:
         if row.log_key is None:
             problem = _problem_here(scope, row, sha256)
         else:
-            problem = _problem(store, scope.settings.bucket, row.log_key, row.log_bytes, sha256)
+            problem = _problem_there(store, scope.settings.bucket, row, sha256)
         if problem is not None and len(faults) <= SHOWN:
             what = f"the log of attempt {row.attempt_no} of {row.build_id} {problem}"
             faults.append(Fault(what=what, ids=(row.build_id,), hint="Restore the object from a backup."))
-    return said(f"{len(rows)} logs of ended attempts, newest first, and all pieces of those that go on", faults)
+    return said(f"{len(rows)} logs of ended attempts, newest first, and all chunks of those that go on", faults)
 
 
 def _torn_chunks(scope: Scope) -> list[Fault]:
@@ -138,7 +139,7 @@ def _torn_chunks(scope: Scope) -> list[Fault]:
     )
     return [
         Fault(
-            what=f"the log of attempt {row.attempt_no} of {row.build_id} should have {row.log_chunks} pieces with "
+            what=f"the log of attempt {row.attempt_no} of {row.build_id} should have {row.log_chunks} chunks with "
             f"{row.log_bytes} bytes, and has {row.count or 0} with {row.size or 0}",
             ids=(row.build_id,),
             hint="Restore the records from a backup.",
@@ -149,21 +150,44 @@ def _torn_chunks(scope: Scope) -> list[Fault]:
 
 def _problem_here(scope: Scope, row: Any, sha256: str | None) -> str | None:
     """What is wrong with the bytes of a log that still lies in the records."""
-    digest = hashlib.sha256()
+    digest, tally = hashlib.sha256(), Tally()
     with scope.db.reading() as session:
         if session.get(Attempt, (row.build_id, row.attempt_no), populate_existing=True).log_key is not None:  # type: ignore[union-attr]
             return None  # it moved meanwhile
         query = (
-            sa.select(LogChunk.seq, LogChunk.data, LogChunk.sha256)
+            sa.select(LogChunk.seq, LogChunk.offset, LogChunk.size, LogChunk.data, LogChunk.sha256)
             .where(LogChunk.build_id == row.build_id, LogChunk.attempt_no == row.attempt_no)
             .order_by(LogChunk.seq)
         )
         for chunk in session.execute(query).yield_per(8):
             data = bytes(chunk.data)
-            if hashlib.sha256(data).hexdigest() != chunk.sha256:
-                return f"has other bytes in piece {chunk.seq} than its SHA-256 says"
+            if tally.take(data) != Chunk(chunk.seq, chunk.offset, chunk.size, chunk.sha256):
+                return f"has other bytes in chunk {chunk.seq} than its record says"
             digest.update(data)
+    if row.log_root not in (None, tally.root):
+        return f"has the root {tally.root}, and had {row.log_root} when its attempt ended"
     return "is not what its worker wrote, by its SHA-256" if sha256 is not None and digest.hexdigest() != sha256 else None
+
+
+def _problem_there(store: Store, bucket: str, row: Any, sha256: str | None) -> str | None:
+    """What is wrong with a log in the object store, held against the list of its chunks, if it was put away with one."""
+    if row.log_root is None:
+        return _problem(store, bucket, row.log_key, row.log_bytes, sha256)
+    try:
+        with store.open(bucket, row.log_key) as body:
+            with store.open(bucket, log_list_key(row.build_id, row.attempt_no)) as listed:
+                lines = listed.read().splitlines(keepends=True)
+            tally, found = compare(read_list(lines), body.read)
+    except InfraProblem as problem:
+        store.check()  # the store as a whole is away: that is no fault of this object
+        return f"cannot be read: {problem.message}"
+    except FileNotFoundError:
+        return "is not in the object store, or the list of its chunks is not"
+    except Unsound as problem:
+        return f"is not what the list of its chunks says: {problem}"
+    if tally.root != row.log_root:
+        return f"has the root {tally.root}, and had {row.log_root} when its attempt ended"
+    return None if sha256 in (None, found) else "is not what its worker wrote, by its SHA-256"
 
 
 def _ended(scope: Scope, *conditions: sa.ColumnElement[bool], losers: bool) -> list[Any]:

@@ -22,7 +22,7 @@ from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKS
 from millrace.commands.farm import Session
 from millrace.commands.fsck import ThisHost
 from millrace.contract import ArtifactReport, LogFooter, PhaseReport
-from millrace.ids import log_key, staging_prefix, uuid_of
+from millrace.ids import log_key, log_list_key, staging_prefix, uuid_of
 from millrace.locks import held
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
@@ -507,6 +507,34 @@ def test_a_log_in_the_records_that_is_not_whole_is_named(farm: Farm, plant: Any)
     finding = farm.look(9)
     violated(finding, f"the log of attempt 1 of {farm.done}", farm.done)
     assert {one for fault in finding.faults for one in fault.ids} == {farm.done}
+
+
+def test_a_log_that_is_not_what_it_was_at_its_end_is_named_by_its_root(farm: Farm) -> None:
+    farm.update(Attempt, {"log_root": "0" * 64}, Attempt.build_id == farm.done)
+    violated(farm.look(9), f"the log of attempt 1 of {farm.done} has the root", farm.done)
+    farm.put_logs_away()
+    violated(farm.look(9), f"the log of attempt 1 of {farm.done} has the root", farm.done)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (None, "the list of its chunks is not"),
+        (lambda lines: lines[:1], "is not what the list of its chunks says: there are more bytes than the 6 of its 1 chunks"),
+        (lambda lines: lines[1:], "is not what the list of its chunks says: chunk 0 at byte 0 is missing"),
+        (lambda lines: [lines[0], lines[1].replace(b" 6 6 ", b" 6 7 ")], "chunk 1 (bytes 6 to 13) is missing, or its end"),
+    ],
+    ids=["gone", "cut", "without its start", "changed"],
+)
+def test_a_list_of_chunks_in_the_store_that_fits_no_more_is_named(farm: Farm, change: Any, says: str) -> None:
+    farm.put_logs_away()
+    key = log_list_key(farm.done, 1)
+    with farm.store.open(farm.settings.bucket, key) as body:
+        lines = body.read().splitlines(keepends=True)
+    farm.store.delete(farm.settings.bucket, key)
+    if change is not None:
+        farm.store.put(farm.settings.bucket, key, io.BytesIO(b"".join(change(lines))))
+    violated(farm.look(9), says, farm.done)
 
 
 @pytest.mark.parametrize("body", [None, LOG[:-1], LOG[::-1]], ids=["gone", "cut", "changed"])
