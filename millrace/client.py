@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -13,6 +13,7 @@ import httpx
 from millrace.errors import MillraceError, NotFound, Unauthenticated, Unavailable
 
 _RECONNECT_S: Final = 60.0
+_PAUSE_S: Final = 0.5
 _PIECE_BYTES: Final = 1024 * 1024
 
 
@@ -24,7 +25,7 @@ class ApiRefused(MillraceError):
 
 @dataclass(frozen=True, kw_only=True)
 class LogEvent:
-    """One event of a followed log: `kind` is log, phase, attempt or end."""
+    """One event of a followed log: `kind` is log, gap, phase, attempt or end."""
 
     kind: str
     data: Mapping[str, Any]
@@ -64,42 +65,63 @@ class Client:
         location: str = self._send("POST", "/v1/uploads", content=_pieces(body), headers=headers).json()["location"]
         return location
 
-    def log_text(self, build_id: str) -> Iterator[bytes]:
-        """The log so far."""
-        try:
-            with self._http.stream("GET", f"{build_path(build_id)}/logs") as answer:
-                _check(answer)
-                yield from answer.iter_bytes()
-        except httpx.TransportError as error:
-            raise self._away(error) from error
+    def log_text(self, build_id: str, attempt: int | None = None) -> Generator[bytes, None, None]:
+        """The log so far. A broken connection is taken up again at the byte where it broke."""
+        offset = 0
+        break_ = _Break(self)
+        while True:
+            params = {"offset": offset, **_of(attempt)}
+            try:
+                with self._http.stream("GET", f"{build_path(build_id)}/logs", params=params) as answer:
+                    _check(answer)
+                    attempt = int(answer.headers.get("X-Millrace-Log-Attempt", 0)) or attempt  # a newer one may begin
+                    for data in answer.iter_bytes():
+                        break_.mended()
+                        offset += len(data)
+                        yield data
+                return
+            except (httpx.TransportError, Unavailable) as error:
+                if offset == 0:
+                    raise error if isinstance(error, Unavailable) else self.away(error) from error
+                break_.wait(error)
 
-    def follow(self, build_id: str) -> Iterator[LogEvent]:
+    def log_footer(self, build_id: str, attempt: int | None = None) -> dict[str, Any]:
+        """What is stored of a log, what its worker says it wrote, and what is missing."""
+        return self.get(f"{build_path(build_id)}/logs/footer", **_of(attempt))
+
+    def log_list(self, build_id: str, attempt: int) -> list[bytes]:
+        """The lines of the list of a log's chunks. Raises NotFound where an older release kept none."""
+        answer = self._send("GET", f"{build_path(build_id)}/logs/chunks", params=_of(attempt))
+        return answer.content.splitlines(keepends=True)
+
+    def follow(self, build_id: str, attempt: int | None = None) -> Iterator[LogEvent]:
         """The build's events until it has ended. A broken connection is taken up again where it broke."""
         last_id = ""
-        broken_since: float | None = None
+        break_ = _Break(self)
         while True:
             headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
             why: Exception = Unavailable("it breaks the log off")
             try:
                 with self._http.stream(
-                    "GET", f"{build_path(build_id)}/logs", headers=headers, timeout=httpx.Timeout(30, connect=5)
+                    "GET",
+                    f"{build_path(build_id)}/logs",
+                    params=_of(attempt),
+                    headers=headers,
+                    timeout=httpx.Timeout(30, connect=5),
                 ) as answer:
                     _check(answer)
                     for ident, event in _events(answer.iter_lines()):
                         if event.kind == "error":
                             why = Unavailable(str(event.data.get("detail")))
                             break
-                        broken_since = None
+                        break_.mended()
                         last_id = ident or last_id
                         yield event
                         if event.kind == "end":
                             return
             except (httpx.TransportError, Unavailable) as error:
                 why = error
-            broken_since = broken_since or time.monotonic()
-            if time.monotonic() - broken_since > _RECONNECT_S:
-                raise self._away(why) from why
-            time.sleep(0.5)
+            break_.wait(why)
 
     def download(self, build_id: str, name: str, identifier: str | None, target: Path) -> None:
         """Fetch one artifact into a file; whole or not at all."""
@@ -115,7 +137,7 @@ class Client:
             part.replace(target)
         except httpx.TransportError as error:
             part.unlink(missing_ok=True)
-            raise self._away(error) from error
+            raise self.away(error) from error
 
     def close(self) -> None:
         """Let the connections go."""
@@ -133,7 +155,7 @@ class Client:
         try:
             answer: dict[str, Any] = self._http.get("/readyz", timeout=10).json()
         except (httpx.TransportError, ValueError) as error:
-            raise self._away(error) from error
+            raise self.away(error) from error
         return answer
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -145,15 +167,39 @@ class Client:
             except httpx.TransportError as error:
                 if tries:
                     continue
-                raise self._away(error) from error
+                raise self.away(error) from error
             _check(answer)
             return answer
 
-    def _away(self, error: Exception) -> Unavailable:
+    def away(self, error: Exception) -> Unavailable:
+        """The error to raise where the API does not answer."""
         return Unavailable(
             f"the API at {self._api} does not answer: {error}",
             hint="'millrace up' starts a farm here; MILLRACE_API_URL names another.",
         )
+
+
+class _Break:
+    """How long a connection has been broken that is taken up again and again."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._since: float | None = None
+
+    def mended(self) -> None:
+        """Something came."""
+        self._since = None
+
+    def wait(self, why: Exception) -> None:
+        """Broken, or still so. Raises Unavailable where it has been so for too long."""
+        self._since = self._since or time.monotonic()
+        if time.monotonic() - self._since > _RECONNECT_S:
+            raise self._client.away(why) from why
+        time.sleep(_PAUSE_S)
+
+
+def _of(attempt: int | None) -> dict[str, int]:
+    return {} if attempt is None else {"attempt": attempt}
 
 
 def build_path(build_id: str) -> str:

@@ -1,5 +1,6 @@
 """Verbs about builds: run, builds, logs, stop, artifacts."""
 
+import codecs
 import re
 import signal
 import sys
@@ -16,7 +17,7 @@ from rich.text import Text
 from buildenv.folder import pack
 from millrace import doctor
 from millrace.client import Client, build_path
-from millrace.commands import terminal
+from millrace.commands import proof, terminal
 from millrace.commands.farm import Session, connect
 from millrace.commands.terminal import LogPrinter, console, errors
 from millrace.errors import InvalidInput, NotFound, Unavailable
@@ -129,15 +130,28 @@ def builds(session: Session, build_id: str | None, project: str | None, states: 
 @click.command()
 @click.argument("build_id")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the build has ended; the exit status is then its verdict.")
+@click.option("--attempt", type=click.IntRange(min=1), help="The log of this attempt; by default the newest.")
+@click.option("--verify", is_flag=True, help="Fetch the log and its list of chunks, and check both against the worker's footer.")
 @click.pass_obj
-def logs(session: Session, build_id: str, follow: bool) -> int:
-    """Print a build's log."""
+def logs(session: Session, build_id: str, follow: bool, attempt: int | None, verify: bool) -> int:
+    """Print a build's log, or check that it is whole.
+
+    Where some of it is missing, one line that begins with [Millrace] says what. Exit status of --verify: 0 whole, 1 not.
+    """
+    if follow and verify:
+        raise InvalidInput("--follow and --verify exclude each other", hint="Only the log of an ended attempt can be verified.")
     client = connect(session)
+    if verify:
+        is_whole, says = proof.verify(client, build_id, attempt)
+        console.print(terminal.harmless(says, colours=False), markup=False)
+        return 0 if is_whole else 1
     if follow:
-        return _follow(session, client, build_id, None, summary=False)
+        return _follow(session, client, build_id, None, summary=False, attempt=attempt)
     printer = LogPrinter()
-    text = b"".join(client.log_text(build_id)).decode(errors="replace")
-    printer.feed(text)
+    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+    for data in client.log_text(build_id, attempt):
+        printer.feed(decode(data))
+    printer.feed(decode(b"", True))
     printer.end()
     return 0
 
@@ -188,11 +202,16 @@ def artifacts(session: Session, build_id: str, out: Path | None) -> int:
     return 0
 
 
-def _follow(session: Session, client: Client, build_id: str, keep_in: Path | None, *, summary: bool = True) -> int:
+def _follow(
+    session: Session, client: Client, build_id: str, keep_in: Path | None, *, summary: bool = True, attempt: int | None = None
+) -> int:
     printer = LogPrinter()
-    for event in client.follow(build_id):
+    for event in client.follow(build_id, attempt):
         if event.kind == "log":
             printer.feed(str(event.data["text"]))
+        elif event.kind == "gap":
+            printer.end()
+            printer.feed(f"[Millrace] {event.data['says']}\n")
         elif event.kind == "attempt":
             printer.end()
             errors.print(

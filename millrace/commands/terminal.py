@@ -60,8 +60,8 @@ class LogPrinter:
 
     def _print(self, line: str) -> None:
         shown = harmless(line.rstrip("\r").rpartition("\r")[2], colours=self._colours)
-        if self._colours and shown.startswith("[Container] "):
-            console.print(Text(shown, style="cyan"))
+        if self._colours and shown.startswith(("[Container] ", "[Millrace] ")):
+            console.print(Text(shown, style="cyan" if shown.startswith("[C") else "yellow"))
         else:
             sys.stdout.write(shown + ("\x1b[0m\n" if self._colours and "\x1b[" in shown else "\n"))
         sys.stdout.flush()
