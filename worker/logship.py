@@ -14,7 +14,7 @@ from millrace.log import get_logger
 
 log = get_logger(__name__)
 _LINGER_S: Final = 0.2
-"""How long a small chunk waits for more."""
+"""How far small chunks are apart at least; what comes after a longer silence goes at once."""
 _BUFFER_BYTES: Final = 8 * 1024 * 1024
 """What is held for an API that is away or slow; then the build's output waits, and so, in the end, does the build."""
 
@@ -27,6 +27,7 @@ class LogShipper:
         self._changed = threading.Condition()
         self._buffer = bytearray()
         self._chunk = b""  # on its way; sent again as it is, for the API may have taken it and only the answer was lost
+        self._taken_at = 0.0
         self._closed = False
         self._given_up = False
         self._hash = hashlib.sha256()
@@ -94,7 +95,7 @@ class LogShipper:
             if self._chunk:
                 return self._chunk
             self._changed.wait_for(lambda: self._buffer or self._closed)
-            end = time.monotonic() + _LINGER_S
+            end = self._taken_at + _LINGER_S
             while len(self._buffer) < MAX_LOG_CHUNK_BYTES and not self._closed:
                 left_s = end - time.monotonic()
                 if left_s <= 0:
@@ -102,6 +103,7 @@ class LogShipper:
                 self._changed.wait(left_s)
             if not self._buffer:
                 return None
+            self._taken_at = time.monotonic()
             self._chunk = bytes(self._buffer[:MAX_LOG_CHUNK_BYTES])
             del self._buffer[: len(self._chunk)]
             self._changed.notify_all()
