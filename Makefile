@@ -101,6 +101,7 @@ bench: setup ## Measure, against a bare yardstick in the same run
 	@$(BIN)/python -m tests.benchmarks.claims
 	@$(BIN)/python -m buildenv.images build >/dev/null
 	@$(BIN)/python -m tests.benchmarks.starts
+	@$(BIN)/python -m tests.benchmarks.logs
 
 lock: ## Write the lock files anew from requirements/*.in
 	@scripts/lock
