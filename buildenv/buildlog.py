@@ -1,10 +1,10 @@
 """A build's log: the farm's own lines in CodeBuild's form, and the commands' output as it comes, with the secrets hidden."""
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from typing import Final
 
 from buildenv.redact import Redactor
+from millrace import clock
 
 _TAIL_BYTES: Final = 64 * 1024
 
@@ -34,7 +34,7 @@ class BuildLog:
     def say(self, text: str) -> None:
         """A line of the farm's own: `[Container] 2026/11/23 11:00:00.123456 text`."""
         gap = ("" if self._last == b"\n" else "\n") + ("\n" if self._after_output else "")
-        stamp = datetime.now(UTC).strftime("%Y/%m/%d %H:%M:%S.%f")
+        stamp = clock.now().strftime("%Y/%m/%d %H:%M:%S.%f")
         line = f"{gap}[Container] {stamp} {text}\n".encode(errors="surrogateescape")
         self._put(self._redactor.feed(line) + self._redactor.flush())
         self._last, self._after_output = b"\n", False

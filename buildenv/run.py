@@ -23,6 +23,7 @@ from buildenv.parking import Mould, Parked
 from buildenv.preparation import Preparation
 from buildenv.shell import FULL, Shell
 from buildenv.workspace import Workspace
+from millrace import clock
 from millrace.contract import (
     ArtifactReport,
     CacheReport,
@@ -507,7 +508,7 @@ class _Attempt:
     @contextmanager
     def _phase(self, phase: PhaseType) -> Iterator["_Outcome"]:
         """A phase, told when it begins and when it ends, however it ends."""
-        began, began_ms = time.monotonic(), int(time.time() * 1000)
+        began, began_ms = time.monotonic(), clock.now_ms()
         outcome = _Outcome()
         self._last_phase = phase
         self._sink.phase(PhaseReport(phase_type=phase, started_at_ms=began_ms))

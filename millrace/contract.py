@@ -63,6 +63,8 @@ class Claim(Shape):
     initiator: str
     region: str
     build_url: str = ""
+    now_ms: int | None = None
+    """What the farm's clock showed when it answered, in milliseconds since 1970; the last release does not know it."""
     retries: int = 0
     """How many attempts of this build have ended by `on-failure: RETRY`."""
     settings: BuildSettings

@@ -18,7 +18,7 @@ from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
 from scheduler import fairness, lanes
 from scheduler.db import Database, now_ms
 from scheduler.lifecycle import apply, end_attempt, give_back, held, phase_retries, stopped_message, time_out
-from scheduler.models import IS_HELD, Attempt, Build, Phase, Served, Worker
+from scheduler.models import IS_HELD, Attempt, Build, Outbox, Phase, Served, Worker
 from scheduler.states import HELD, BuildEvent
 
 log = get_logger(__name__)
@@ -147,13 +147,16 @@ def _take(session: Session, build: Build, request: ClaimRequest, settings: Setti
         return None
     build.lease_owner = request.worker_id
     build.lease_expires_ms = now + int(settings.lease_ttl_s * 1000)
-    build.first_claimed_ms = build.first_claimed_ms or now
+    build.first_claimed_ms = build.first_claimed_ms or max(now, build.submitted_ms)
     _retries, spent_ms = phase_retries(session, build)
     build.deadline_ms = now + max(wanted.timeout_in_minutes * 60_000 - spent_ms, 0)
     build.resolved_source_version = None
     build.marks = {"accepted": build.submitted_ms, "claimed": now}
     session.flush()
-    return _claim(session, build, token, wanted, now, settings)
+    claim = _claim(session, build, token, wanted, now, settings)
+    if request.token is None:  # a worker of the last release, which takes no member that it does not know
+        return claim.model_copy(update={"now_ms": None})
+    return claim
 
 
 def _claim(session: Session, build: Build, token: str, wanted: BuildSettings, now: int, settings: Settings) -> Claim:
@@ -170,6 +173,7 @@ def _claim(session: Session, build: Build, token: str, wanted: BuildSettings, no
         self_fence_s=settings.self_fence_s,
         deadline_in_s=max((build.deadline_ms or now) - now, 0) / 1000,
         submitted_at_ms=build.submitted_ms,
+        now_ms=now,
         initiator=build.initiator,
         region=settings.region,
         retries=retries,
@@ -248,6 +252,38 @@ def enforce_deadlines(db: Database) -> list[str]:
         _unheard,
     )
     return queued + running + stopping
+
+
+def follow_clock(session: Session, now: int, step_ms: int, *, lease_ms: int) -> None:
+    """The clock that moments are noted by was set by `step_ms`, and shows `now`: nothing may be over for that, nor wait for that.
+
+    What is held gets a whole lease. Forward, time-outs move along, but for what was noted since. Backward they stay, as nothing
+    ends too early by that, and the worker keeps to the time-out by itself; back-offs and messages do not wait for longer.
+    """
+    session.execute(sa.update(Build).where(IS_HELD).values(lease_expires_ms=now + lease_ms))
+    if step_ms > 0:
+        before = now - step_ms
+        session.execute(
+            sa.update(Build)
+            .where(Build.state == BuildState.QUEUED.value, Build.queued_ms <= before)
+            .values(queue_deadline_ms=Build.queue_deadline_ms + step_ms)
+        )
+        claimed = sa.select(Attempt.build_id).where(Attempt.ended_ms.is_(None), Attempt.claimed_ms <= before)
+        session.execute(
+            sa.update(Build)
+            .where(IS_HELD, Build.id.in_(claimed))
+            .values(
+                deadline_ms=Build.deadline_ms + step_ms,
+                cancel_requested_ms=sa.case(
+                    (Build.cancel_requested_ms <= before, Build.cancel_requested_ms + step_ms), else_=Build.cancel_requested_ms
+                ),
+            )
+        )
+        return
+    waits = Build.state == BuildState.QUEUED.value
+    session.execute(sa.update(Build).where(waits, Build.not_before_ms > now).values(not_before_ms=now))
+    session.execute(sa.update(Outbox).where(Outbox.sent_ms.is_(None), Outbox.next_try_ms > now).values(next_try_ms=now))
+    session.execute(sa.update(Build).where(IS_HELD, Build.cancel_requested_ms > now).values(cancel_requested_ms=now))
 
 
 def _unheard(session: Session, build: Build) -> None:

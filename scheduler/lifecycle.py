@@ -73,7 +73,7 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
         values |= {
             "reason": reason.value,
             "message": message,
-            "finished_ms": at_ms,
+            "finished_ms": max(at_ms, build.submitted_ms),  # a clock may have been set back
             "lease_owner": None,
             "lease_expires_ms": None,
         }
@@ -162,7 +162,8 @@ def end_attempt(session: Session, build: Build, verdict: Verdict, reason: Reason
     if attempt is None or attempt.ended_ms is not None:
         return attempt
     at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
-    attempt.ended_ms, attempt.verdict, attempt.reason, attempt.message = at_ms, verdict.value, reason.value, message
+    attempt.ended_ms = max(at_ms, attempt.claimed_ms)
+    attempt.verdict, attempt.reason, attempt.message = verdict.value, reason.value, message
     logs.close(session, attempt)
     status = StatusType.FAULT if verdict is Verdict.HANDED_BACK else StatusType(verdict.value)
     context = _CONTEXTS.get(status, {"statusCode": "", "message": ""})

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import BinaryIO, Final
@@ -27,20 +28,34 @@ log = get_logger(__name__)
 _DAY_MS: Final = 86_400_000
 _LOG_SETTLES_MS: Final = 5_000
 """How long after its end an attempt's log stays in the database, where those who follow it read it."""
+_STEP_MS: Final = 20_000
+"""By how much the database's clock and this process's monotonic one must come apart from one round to the next, to say that the
+former was set: more than a slow answer takes."""
 _STORE_S: Final = 1.0
 """How long a round waits for what the store is asked to do; it goes on beside the next rounds."""
 
 
 class Sweeper:
-    """One scheduler. Several may run; the one that holds the leader's lease acts."""
+    """One scheduler. Several may run; the one that holds the leader's lease acts. `monotonic` is a clock that nobody sets."""
 
-    def __init__(self, db: Database, bell: dispatch.Bell, store: Store, settings: Settings) -> None:
+    def __init__(
+        self,
+        db: Database,
+        bell: dispatch.Bell,
+        store: Store,
+        settings: Settings,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._db, self._bell, self._store, self._settings = db, bell, store, settings
+        self._monotonic = monotonic
         self._name = f"{settings.host}-{uuid.uuid4().hex[:8]}"
         self._publisher = publication.Publisher(db, store, settings)
         self._beside: dict[str, threading.Thread] = {}
         self._stop_publishing = threading.Event()
         self._as_of_ms: int | None = None
+        self._this_round: tuple[int, float] | None = None
+        self._last_round: tuple[int, float] | None = None
         self._spare_until_ms = 0
 
     def sweep(self) -> bool:
@@ -121,22 +136,38 @@ class Sweeper:
         lease_ms = int(max(3 * self._settings.sweep_every_s, 1) * 1000)
 
         def work(session: Session) -> bool:
-            now: int = session.execute(sa.select(now_ms())).scalar_one()
             row = session.get(Leader, "sweeper", with_for_update=True)
-            if row is not None and row.owner != self._name and row.expires_ms > now:
+            now, at_s = session.execute(sa.select(now_ms())).scalar_one(), self._monotonic()
+            led = row is not None and row.owner == self._name
+            if row is not None and row.owner and not led and now < row.expires_ms < now + lease_ms + _STEP_MS:
                 return False
+            step_ms = 0
+            if led and self._last_round is not None:
+                step_ms = now - self._last_round[0] - int((at_s - self._last_round[1]) * 1000)
+                self._follow_clock(session, now, step_ms)
+            self._this_round = (now, at_s)
             if row is None:
                 session.add(Leader(name="sweeper", owner=self._name, expires_ms=now + lease_ms))
             else:
-                self._spare_after(now - (row.expires_ms - lease_ms if row.owner else row.expires_ms), now)
+                self._spare_after(now - step_ms - (row.expires_ms - lease_ms if row.owner else row.expires_ms), now)
                 row.owner, row.expires_ms = self._name, now + lease_ms
             self._as_of_ms = now
             return True
 
         try:
-            return self._db.run(work)
+            leads = self._db.run(work)
+            self._last_round = self._this_round if leads else None
+            return leads
         except sa.exc.IntegrityError:  # two started at once, and the other was first
             return False
+
+    def _follow_clock(self, session: Session, now: int, step_ms: int) -> None:
+        """Where the database's clock was set since the last round, move what was noted by it, so that nothing is over."""
+        if abs(step_ms) < _STEP_MS:
+            return
+        log.warning("clock.stepped", by_s=round(step_ms / 1000))
+        self._spare_until_ms = 0
+        leases.follow_clock(session, now, step_ms, lease_ms=int(self._settings.lease_ttl_s * 1000))
 
     def _spare_after(self, gap_ms: int, now: int) -> None:
         """Where leases may have run out since nobody reached the database, workers get one lease's length to come back."""

@@ -7,7 +7,6 @@ one that says `unreported`, or nothing, the worker reports.
 
 import os
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -19,6 +18,7 @@ from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKE
 from buildenv.parking import Parked, park
 from buildenv.run import Job, Result, StopSignal, run
 from buildenv.workspace import Workspace
+from millrace import clock
 from millrace import log as logging
 from millrace.contract import FinishReport, LogFooter, PhaseReport
 from millrace.errors import AttemptFenced, MillraceError
@@ -53,10 +53,10 @@ class _Sink:
         self._shipper.write(data)
 
     def mark(self, name: str) -> None:
-        self.marks.setdefault(name, int(time.time() * 1000))
+        self.marks.setdefault(name, clock.now_ms())
 
     def mark_again(self, name: str) -> None:
-        self.marks[name] = int(time.time() * 1000)
+        self.marks[name] = clock.now_ms()
 
 
 def execute(order: Order, here: ParkOrder, parked: Parked | None, engine: Engine, stop: StopSignal, later: ExitStack) -> bool:
@@ -117,7 +117,7 @@ def _report(
         log=footer,
         resolved_source_version=result.resolved_source_version,
         exported_variables=result.exported_variables,
-        marks={**marks, "verdict": int(time.time() * 1000)},
+        marks={**marks, "verdict": clock.now_ms()},
         phases=phases,
     )
     try:
@@ -218,6 +218,8 @@ def _leave_place(here: ParkOrder, parked: Parked | None, engine: Engine) -> None
 
 def _carry(order: Order, here: ParkOrder, parked: Parked | None, engine: Engine, stop: StopSignal, talk: Connection) -> int:
     claim = order.claim
+    if claim.now_ms is not None:
+        clock.go_by(claim.now_ms, order.claimed_at_s)
     with logging.bound(build_id=claim.build_id, attempt_no=claim.attempt_no, project=claim.settings.project_name):
         log.info("attempt.started", pid=os.getpid(), parked=parked is not None)
         with ExitStack() as later:

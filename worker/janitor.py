@@ -45,7 +45,7 @@ class Janitor:
         """One round; how many containers and workspaces were removed. What cannot be removed holds up nothing else."""
         removed = 0
         for leftover in self._leftovers({LABEL_WORKSPACES: str(self._workspaces)}):
-            if time.time() - leftover.created_at_s > young_s and not self._lives(leftover.labels) and self._end(leftover):
+            if abs(time.time() - leftover.created_at_s) > young_s and not self._lives(leftover.labels) and self._end(leftover):
                 log.warning(
                     "container.orphan_removed",
                     container=leftover.container_id[:12],
@@ -87,7 +87,7 @@ class Janitor:
         removed = 0
         for entry in sorted(self._workspaces.iterdir()):
             with suppress(FileNotFoundError):
-                if time.time() - entry.stat().st_mtime < young_s:
+                if abs(time.time() - entry.stat().st_mtime) < young_s:  # what lies ahead was made before the clock was set back
                     continue
                 lock = entry if entry.suffix == ".lock" else entry.with_name(f"{entry.name}.lock")
                 if is_held(lock):

@@ -30,6 +30,8 @@ class Order(Shape):
     """The build that it is for. It holds the attempt's token, so it goes through a connection, never argv or environ."""
 
     claim: Claim
+    claimed_at_s: float
+    """When the claim was answered, by the host's monotonic clock."""
     api_url: str
     mould: Mould
     git_roots: tuple[Path, ...]
@@ -73,10 +75,11 @@ def mould_of(claim: Claim, host: EngineInfo, settings: Settings) -> Mould:
     )
 
 
-def make_order(claim: Claim, mould: Mould, settings: Settings) -> Order:
+def make_order(claim: Claim, claimed_at_s: float, mould: Mould, settings: Settings) -> Order:
     """The order for `claim` on this worker."""
     return Order(
         claim=claim,
+        claimed_at_s=claimed_at_s,
         api_url=settings.api,
         mould=mould,
         git_roots=settings.git_roots,

@@ -70,7 +70,7 @@ class Slots:
                 self._note("")
                 if claim is None:
                     break
-                self._start(claim)
+                self._start(claim, time.monotonic())
                 claimed += 1
         return claimed
 
@@ -137,7 +137,7 @@ class Slots:
             token=self._token,  # the same until there was an answer: what an answer that was lost told of comes again
         )
 
-    def _start(self, claim: Claim) -> None:
+    def _start(self, claim: Claim, claimed_at_s: float) -> None:
         try:
             mould = mould_of(claim, self._host(), self._settings)
             waiting = self._lot.take(mould)
@@ -156,7 +156,7 @@ class Slots:
             place=waiting.place,
             parked=waiting.mould is not None,
         )
-        waiting.child.send(make_order(claim, mould, self._settings).model_dump_json().encode())
+        waiting.child.send(make_order(claim, claimed_at_s, mould, self._settings).model_dump_json().encode())
         threading.Thread(target=self._watch, args=(running,), name="slot", daemon=True).start()
 
     def _watch(self, running: _Running) -> None:
@@ -191,7 +191,6 @@ class Slots:
             verdict=Verdict.HANDED_BACK,
             reason=Reason.WORKER_LOST,
             message=f"the process of attempt {claim.attempt_no} is lost: {how}",
-            marks={"verdict": int(time.time() * 1000)},
         )
         control = AttemptControl(self._settings.api, claim.build_id, claim.attempt_no, claim.token)
         try:

@@ -22,8 +22,6 @@ RESULTS = DOCS / "faults.json"
 
 NOT_RUN = {
     "F-21": "with F-20: the kills come before the commit as well as behind it",
-    "F-38": "not written yet; that every verb may be sent twice is tested in tests/integration/test_api.py",
-    "F-41": "not written yet; leases and deadlines are by the database's clock, durations by a monotonic one",
     "F-42": "a worker signs nothing: it is given signed addresses by the API",
     "F-43": "comes with the webhooks",
     "F-44": "comes with the webhooks",

@@ -389,6 +389,73 @@ def test_a_scheduler_that_starts_again_at_once_spares_nobody(
     assert _state(database, build) is BuildState.QUEUED
 
 
+def _clock_set(database: Database, by_ms: int) -> None:
+    """As it is after the database's clock was set forward: all that was noted lies further back."""
+    columns = (
+        Build.submitted_ms,
+        Build.queued_ms,
+        Build.queue_deadline_ms,
+        Build.first_claimed_ms,
+        Build.deadline_ms,
+        Build.lease_expires_ms,
+        Build.not_before_ms,
+        Build.cancel_requested_ms,
+        Attempt.claimed_ms,
+        Leader.expires_ms,
+        Outbox.next_try_ms,
+    )
+    with database.transaction() as session:
+        for column in columns:
+            session.execute(sa.update(column.class_).values({column: column - by_ms}))
+
+
+@pytest.mark.parametrize("by_s", [3600, -3600])
+def test_nothing_ends_or_waits_because_the_databases_clock_was_set(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell, by_s: int
+) -> None:
+    a_project(database)
+    set_by_s = 0.0
+    sweeper = Sweeper(database, bell, store, settings, monotonic=lambda: time.monotonic() - set_by_s)
+    running, waiting = a_build(database, settings), a_build(database, settings)
+    assert a_claim(database, settings).build_id == running
+    with database.transaction() as session:
+        session.execute(sa.update(Build).where(Build.id == running).values(deadline_ms=now_ms() + 60_000))
+        waits = {"queue_deadline_ms": now_ms() + 60_000, "not_before_ms": now_ms()}
+        session.execute(sa.update(Build).where(Build.id == waiting).values(waits))
+    assert sweeper.sweep()
+    set_by_s = by_s
+    _clock_set(database, by_s * 1000)
+    assert sweeper.sweep()
+    with database.reading() as session:
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        build, other = session.get_one(Build, running), session.get_one(Build, waiting)
+    assert (build.state, other.state) == ("CLAIMED", "QUEUED")
+    assert build.lease_expires_ms is not None
+    assert 0 < build.lease_expires_ms - now <= settings.lease_ttl_s * 1000
+    assert build.deadline_ms is not None
+    assert min(build.deadline_ms, other.queue_deadline_ms) > now + 30_000
+    assert other.not_before_ms <= now
+    if by_s > 0:
+        assert max(build.deadline_ms, other.queue_deadline_ms) < now + 90_000
+    with database.transaction() as session:
+        session.execute(sa.update(Build).where(Build.id == running).values(lease_expires_ms=now_ms() - 1))
+    sweeper.sweep()
+    assert _state(database, running) is BuildState.QUEUED, "what is lost is still found"
+    finished = a_claim(database, settings)
+    lifecycle.finish(database, finished.build_id, finished.attempt_no, hash_token(finished.token), a_report())
+    record = queries.get_build(database, finished.build_id)
+    assert record is not None
+    assert all(phase.duration_ms is None or phase.duration_ms >= 0 for phase in record.phases)
+
+
+def test_a_leader_that_is_dead_bars_nobody_where_the_clock_was_set_back(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    Sweeper(database, bell, store, settings).sweep()
+    _clock_set(database, -3_600_000)
+    assert Sweeper(database, bell, store, settings).sweep()
+
+
 def _state(database: Database, build: str) -> BuildState:
     record = queries.get_build(database, build)
     assert record is not None
