@@ -124,7 +124,7 @@ def _take(session: Session, build: Build, request: ClaimRequest, settings: Setti
             attempt_no=build.attempt_no,
             worker_id=request.worker_id,
             token_hash=hash_token(token),
-            claimed_ms=now,
+            claimed_ms=max(now, build.submitted_ms),
         )
     )
     # Until the worker tells of it, so that a claimed build has a phase that runs, and one that is lost a phase that failed.

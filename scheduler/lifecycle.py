@@ -65,7 +65,9 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
     """
     before = BuildState(build.state)
     then = after(before, event)
-    at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
+    last = sa.select(sa.func.max(Event.at_ms)).where(Event.build_id == build.id).scalar_subquery()
+    now, last_ms = session.execute(sa.select(now_ms(), last)).one()
+    at_ms = max(now, last_ms or 0, build.submitted_ms, build.first_claimed_ms or 0)  # the clock may have been set back
     values: dict[str, object] = {"state": then.value}
     if then in TERMINAL:
         if reason is None:
@@ -73,7 +75,7 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
         values |= {
             "reason": reason.value,
             "message": message,
-            "finished_ms": max(at_ms, build.submitted_ms),  # a clock may have been set back
+            "finished_ms": at_ms,
             "lease_owner": None,
             "lease_expires_ms": None,
         }
@@ -81,9 +83,9 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
         values |= {"attempt_no": build.attempt_no + 1}
     elif event is BuildEvent.REQUEUED:  # it waits anew, and so has its whole queue time-out again
         waits_ms = int(build.settings["queuedTimeoutInMinutes"]) * 60_000
-        values |= {"lease_owner": None, "lease_expires_ms": None, "deadline_ms": None, "queue_deadline_ms": at_ms + waits_ms}
+        values |= {"lease_owner": None, "lease_expires_ms": None, "deadline_ms": None, "queue_deadline_ms": now + waits_ms}
         if reason is not Reason.PHASE_RETRY:  # that one was asked for, and keeps its place
-            values |= {"queued_ms": at_ms}
+            values |= {"queued_ms": max(now, build.submitted_ms)}
     moved = session.execute(
         sa.update(Build)
         .where(Build.id == build.id, Build.state == before.value, Build.attempt_no == build.attempt_no)

@@ -1,11 +1,11 @@
 """Clocks that are wrong or are set, and answers that never come: F-38, F-41."""
 
 import signal
+import subprocess
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 import docker
 
@@ -14,19 +14,23 @@ from tests.chaos.proxy import Proxy, Rule
 from tests.chaos.rows_worker import AS_SHIPPED, FAR, ONCE_MORE, begun, far_worker, port_of, send, worker_processes
 from tests.support.farm import Farm, wait_until
 
-_LIBRARY: Final = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 
+class WallClock:
+    """The wall clock of the processes that have `environment`: it may be set, and starts right. Needs a C compiler."""
 
-def under_clock(file: Path) -> dict[str, str]:
-    """The environment of a process whose wall clock is off by what `file` says; its monotonic one is right."""
-    if _LIBRARY is None:
-        raise AssertionError("this row needs libfaketime: apt-get install faketime")
-    return {
-        "LD_PRELOAD": str(_LIBRARY),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    def __init__(self, folder: Path) -> None:
+        library = folder / "setclock.so"
+        subprocess.run(
+            ["cc", "-O1", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("setclock.c"), "-ldl"], check=True
+        )
+        self._file = folder / "ahead"
+        self._file.write_bytes(bytes(8))
+        self.environment = {"LD_PRELOAD": str(library), "SETCLOCK": str(self._file)}
+
+    def set_ahead(self, by_s: int) -> None:
+        """It shows so many seconds more than the true time."""
+        with open(self._file, "r+b") as file:
+            file.write(by_s.to_bytes(8, "little", signed=True))
 
 
 def end_host(farm: Farm) -> None:
@@ -58,14 +62,13 @@ def check_times(farm: Farm, build: str) -> None:
 )
 def clocks_set(chaos: Chaos) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        clock = Path(folder) / "clock"
-        clock.write_text("+0\n")
-        with chaos.farm(MILLRACE_SLOTS="1", **AS_SHIPPED, **under_clock(clock)) as farm:
-            for by in ("+3600", "+0"):
+        clock = WallClock(Path(folder))
+        with chaos.farm(MILLRACE_SLOTS="1", **AS_SHIPPED, **clock.environment) as farm:
+            for ahead_s in (3600, 0):
                 running = begun(chaos, farm, ["sleep 25"], timeoutInMinutes=5, queuedTimeoutInMinutes=5)
                 chaos.submit(farm)
                 waiting = chaos.accepted[-1]
-                clock.write_text(f"{by}\n")
+                clock.set_ahead(ahead_s)
                 for build in (running, waiting):
                     ended = farm.ended(build, 120)
                     assert ended["buildStatus"] == "SUCCEEDED", ended["millrace"]["message"]
@@ -78,10 +81,10 @@ def clocks_set(chaos: Chaos) -> None:
             chaos.measure("queued again after the clock went back, s", time.monotonic() - began)
             assert time.monotonic() - began <= 40
             assert farm.ended(build)["buildStatus"] == "SUCCEEDED"
-        clock.write_text("+3600\n")
+        clock.set_ahead(3600)
         with (
             chaos.farm(**AS_SHIPPED) as farm,
-            far_worker(farm, farm.api_url, MILLRACE_ENGINE="docker", **under_clock(clock)),
+            far_worker(farm, farm.api_url, MILLRACE_ENGINE="docker", **clock.environment),
         ):
             build = farm.build(["sleep 3"], **FAR)
             chaos.accepted.append(build)
