@@ -85,4 +85,5 @@ def _rendered(record: FleetRecord) -> dict[str, Any]:
         "workers": record.workers,
         "slots": record.slots,
         "freeSlots": record.free_slots,
+        "notClaiming": list(record.not_claiming),
     }

@@ -154,6 +154,7 @@ class DockerEngine:
             version=said.get("ServerVersion", "?"),
             cpus=int(said["NCPU"]),
             memory_bytes=int(said["MemTotal"]),
+            folder=Path(said.get("DockerRootDir") or "/var/lib/docker"),
             seccomp=any("seccomp" in option and "unconfined" not in option for option in options),
         )
         return self._info

@@ -23,6 +23,8 @@ class EngineInfo:
     cpus: int
     memory_bytes: int
     seccomp: bool
+    folder: Path | None = None
+    """Where it keeps images and containers, on its own host."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ MAX_LOG_CHUNK_BYTES: Final = 256 * 1024
 
 
 class ClaimRequest(Shape):
-    """A worker with a free slot asks for the best build of its fleet.
+    """A worker with a free slot asks for the best build of its fleet, or, with none free, says how it is.
 
     `token` is what the attempt's is to be: 256 random bits of the worker's own. Where a request with it was granted before and
     its answer was lost, the answer is the same again. Without it the farm makes one.
@@ -45,6 +45,9 @@ class ClaimRequest(Shape):
     free_slots: int = Field(ge=0, le=1000)
     version: str
     token: str | None = Field(default=None, pattern=r"^mr_att_[A-Za-z0-9_-]{43,64}$")
+    state: Literal["up", "draining", "gone"] = "up"
+    not_claiming: str = Field(default="", max_length=500)
+    """What keeps it from claiming, for people; `free_slots` is 0 then, and so it is where it drains or goes."""
 
 
 class Claim(Shape):

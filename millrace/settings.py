@@ -126,6 +126,9 @@ class Settings(BaseSettings):
     pids_limit: Annotated[int, Field(ge=16, description="Processes that a build may have.")] = 4096
 
     min_free_bytes: Annotated[int, Field(ge=0, description="Free disk below which a worker claims nothing.")] = 2 * 1024**3
+    min_free_inodes_percent: Annotated[
+        float, Field(ge=0, le=100, description="Share of free inodes, in percent, below which a worker claims nothing.")
+    ] = 5
 
     max_running: Annotated[
         int | None, Field(ge=1, description="Builds that run at once on the whole farm, over all fleets; absent: no limit.")

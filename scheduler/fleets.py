@@ -32,6 +32,7 @@ class FleetRecord:
     workers: int
     slots: int
     free_slots: int
+    not_claiming: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,18 @@ class Capacity:
     workers: int = 0
     slots: int = 0
     free_slots: int = 0
+    not_claiming: tuple[str, ...] = ()
+    """A sentence for each that claims nothing, though it lives."""
+
+
+def claims(worker: Worker) -> bool:
+    """Whether a worker asks for builds when it has a free slot."""
+    return worker.state == "up" and not worker.not_claiming
+
+
+def why_not(worker: Worker) -> str:
+    """What keeps a worker from asking for builds, for people."""
+    return f"worker {worker.id} " + ("is leaving" if worker.state != "up" else f"takes no builds: {worker.not_claiming}")
 
 
 def capacity_of(session: Session, fleet: str) -> Capacity:
@@ -52,12 +65,13 @@ def capacity_of(session: Session, fleet: str) -> Capacity:
     living = [
         worker
         for worker in session.scalars(sa.select(Worker).where(Worker.fleet == fleet))
-        if held[worker.id] or worker.last_seen_ms > now - SILENT_MS
+        if held[worker.id] or (worker.last_seen_ms > now - SILENT_MS and worker.state != "gone")
     ]
     return Capacity(
         workers=len(living),
         slots=sum(worker.slots for worker in living),
-        free_slots=sum(max(0, worker.slots - held[worker.id]) for worker in living),
+        free_slots=sum(max(0, worker.slots - held[worker.id]) for worker in living if claims(worker)),
+        not_claiming=tuple(why_not(worker) for worker in living if not claims(worker)),
     )
 
 
@@ -146,4 +160,5 @@ def _record(session: Session, name: str) -> FleetRecord:
         workers=capacity.workers,
         slots=capacity.slots,
         free_slots=capacity.free_slots,
+        not_claiming=capacity.not_claiming,
     )

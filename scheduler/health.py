@@ -4,6 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from scheduler import fleets
 from scheduler.db import Database, now_ms
 from scheduler.models import Leader, Worker
 
@@ -27,11 +28,16 @@ def scheduler(db: Database) -> str | None:
 
 
 def workers(db: Database) -> str | None:
-    """None where a worker was seen lately, else what is wrong."""
+    """None where a worker was seen lately that takes builds, else what is wrong."""
     with db.reading() as session:
-        silent_ms: int | None = session.execute(sa.select(now_ms() - sa.func.max(Worker.last_seen_ms))).scalar_one()
-    if silent_ms is None:
+        known = session.execute(
+            sa.select(Worker, now_ms() - Worker.last_seen_ms).where(Worker.state != "gone").order_by(Worker.last_seen_ms.desc())
+        ).all()
+    if not known:
         return "no worker has shown itself yet; builds wait"
-    if silent_ms > _WORKER_S * 1000:
-        return f"no worker has shown itself for {silent_ms // 1000} s; builds wait"
+    living = [worker for worker, silent_ms in known if silent_ms <= _WORKER_S * 1000]
+    if not living:
+        return f"no worker has shown itself for {known[0][1] // 1000} s; builds wait"
+    if not any(fleets.claims(worker) for worker in living):
+        return f"{fleets.why_not(living[0])}; builds wait"
     return None

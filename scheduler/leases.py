@@ -57,7 +57,7 @@ def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | No
         _see_worker(session, request)
         if (again := _again(session, request, settings)) is not None:
             return again
-        if request.free_slots < 1:
+        if request.free_slots < 1 or request.state != "up":
             return None
         if not db.is_sqlite:  # claims queue up behind one another, so that limits and shares are counted, not guessed
             session.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
@@ -190,6 +190,7 @@ def _see_worker(session: Session, request: ClaimRequest) -> None:
         session.add(worker)
     worker.fleet, worker.version = request.fleet, request.version[:50]
     worker.slots, worker.free_slots, worker.last_seen_ms = request.slots, request.free_slots, now
+    worker.state, worker.not_claiming = request.state, request.not_claiming
     session.flush()
 
 

@@ -303,6 +303,8 @@ class Worker(Base):
     free_slots: Mapped[int]
     first_seen_ms: Mapped[int] = mapped_column(Ms)
     last_seen_ms: Mapped[int] = mapped_column(Ms)
+    state: Mapped[str] = mapped_column(sa.String(20), default="up", server_default="up")
+    not_claiming: Mapped[str] = mapped_column(sa.String(500), default="", server_default="")
 
 
 class Fleet(Base):

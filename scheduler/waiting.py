@@ -24,6 +24,8 @@ from scheduler.models import IS_QUEUED, Build, Fleet, Project, Served
 _WORK: Final = 200_000
 """How much is looked at before the answer is `more than so many`: claims times projects."""
 _PAGE: Final = 200
+_NAMED: Final = 5
+"""How many workers that take no builds are named."""
 AHEAD_SHOWN: Final = 10
 
 
@@ -274,10 +276,17 @@ def _limits(
                 limit=Limit.NO_WORKER if none else Limit.SLOTS,
                 says=f"no worker of fleet {fleet} is there"
                 if none
-                else f"{capacity.free_slots} of {capacity.slots} slots of {capacity.workers} workers are free",
+                else "; ".join(
+                    (
+                        f"{capacity.free_slots} of {capacity.slots} slots of {capacity.workers} workers are free",
+                        *capacity.not_claiming[:_NAMED],
+                    )
+                ),
                 lift=f"start a worker of fleet {fleet} with {slots}"
                 if none
-                else f"{slots}: wait until builds end, or add workers to fleet {fleet}",
+                else f"{slots}: wait until builds end, "
+                + ("mend what keeps workers from taking builds, " if capacity.not_claiming else "")
+                + f"or add workers to fleet {fleet}",
                 needs=position,
             )
         )

@@ -20,6 +20,7 @@ from worker.lot import Lot
 from worker.nursery import Nursery
 from worker.order import make_park_order
 from worker.slots import Slots
+from worker.watchdog import Watchdog
 
 log = get_logger(__name__)
 TASK: Final = "worker.run_build"
@@ -56,7 +57,7 @@ def make_celery(settings: Settings, slots: Slots) -> Celery:
     def run_build(build_id: str) -> None:
         """The bell rang. Which build is claimed, if any, the database decides; `build_id` is for the log."""
         log.debug("bell.rang", build_id=build_id)
-        slots.fill()
+        slots.rang()
 
     return app
 
@@ -86,7 +87,12 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     log.info("worker.started", worker_id=worker_id, fleet=settings.fleet, slots=settings.slots, engine=settings.engine)
     for name, work in (("janitor", janitor.run_forever), ("poll", slots.poll_forever), ("lot", lot.tend_forever)):
         threading.Thread(target=work, args=(leaving,), name=name, daemon=True).start()
-    threading.Thread(target=_listen, args=(make_celery(settings, slots), settings), name="bell", daemon=True).start()
+    celery = make_celery(settings, slots)
+    watchdog = Watchdog(
+        turned_s=lambda: slots.turned_s, heard_s=lambda: slots.heard_s, waiting=lambda: bells_waiting(celery, settings.fleet)
+    )
+    threading.Thread(target=watchdog.watch, args=(leaving,), name="watchdog", daemon=True).start()
+    threading.Thread(target=_listen, args=(celery, settings), name="bell", daemon=True).start()
     leaving.wait()
     drained = threading.Thread(target=slots.drain, args=(settings.drain_s,), name="drain", daemon=True)
     drained.start()
@@ -94,6 +100,7 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
         drained.join(0.1)
     if at_once.is_set():
         slots.drain(0)
+    slots.leave()
     lot.close()
     nursery.close()
     control.close()
@@ -101,12 +108,26 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     return 0
 
 
+def bells_waiting(app: Celery, fleet: str) -> int | None:
+    """How many messages the broker holds for the fleet that no worker has taken; None where it does not say."""
+    with app.connection_for_read() as connection:
+        try:
+            channel: Any = connection.default_channel
+            return int(channel.queue_declare(_queue(fleet), passive=True).message_count)
+        except (*connection.connection_errors, *connection.channel_errors):
+            return None  # away, or it holds none and so knows of no such queue
+
+
+def _queue(fleet: str) -> str:
+    return f"millrace.{fleet}"
+
+
 def _listen(app: Celery, settings: Settings) -> None:
     """Hear the bell, for ever: where Redis is away, Celery comes back to it, and the slots' own poll goes on meanwhile."""
     options: dict[str, Any] = {
         "pool_cls": "solo",
         "concurrency": 1,
-        "queues": [f"millrace.{settings.fleet}"],
+        "queues": [_queue(settings.fleet)],
         "without_mingle": True,
         "without_gossip": True,
         "without_heartbeat": True,

@@ -1,11 +1,10 @@
 """A worker's slots: each carries one attempt at a time, in a process of its own."""
 
-import shutil
 import signal
 import threading
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from buildenv.engine import Engine, EngineInfo
 from millrace import __version__
@@ -17,6 +16,7 @@ from millrace.settings import Settings
 from millrace.vocabulary import Reason, Verdict
 from worker.attempt import REPORTED
 from worker.control import AttemptControl, Control
+from worker.headroom import lack_of_room
 from worker.janitor import Janitor
 from worker.lot import Lot
 from worker.nursery import Child
@@ -47,6 +47,8 @@ class Slots:
         self._leaving: dict[tuple[str, int], _Running] = {}
         self._draining = False
         self._trouble = ""
+        self.turned_s = self.heard_s = time.monotonic()
+        """When builds were last asked for, or found not to be, and when a bell was last heard, by the monotonic clock."""
         self._token = new_secret("att")
         self._seen: tuple[float, EngineInfo] | None = None
 
@@ -61,6 +63,7 @@ class Slots:
         claimed = 0
         with self._claiming:
             while self._may_claim():
+                self.turned_s = time.monotonic()
                 try:
                     claim = self._control.claim(self._request())
                 except MillraceError as error:
@@ -74,17 +77,30 @@ class Slots:
                 claimed += 1
         return claimed
 
+    def rang(self) -> None:
+        """A bell rang."""
+        self.heard_s = time.monotonic()
+        self.fill()
+
     def poll_forever(self, stop: threading.Event) -> None:
         """Ask for work every `IDLE_POLL_S`, whatever the bell does."""
         while not stop.is_set():
+            began = time.monotonic()
             self.fill()
+            if self.turned_s < began:  # full, or short of something: then it says so
+                self._say("up")
+            self.turned_s = time.monotonic()
             stop.wait(IDLE_POLL_S)
 
     def drain(self, within_s: float) -> None:
         """Claim nothing more; give the attempts `within_s`, then have them hand their builds back. Returns when all ended."""
+        began = time.monotonic()
         with self._changed:
             self._draining = True
             log.info("worker.draining", running=len(self._running), within_s=within_s)
+        self._say("draining")
+        with self._changed:
+            within_s -= time.monotonic() - began
             self._changed.wait_for(self._is_empty, within_s)
             left = [*self._running.values(), *self._leaving.values()]
         for running in left:
@@ -98,6 +114,20 @@ class Slots:
             running.child.signal(signal.SIGKILL)
         with self._changed:
             self._changed.wait_for(self._is_empty, 10)
+
+    def leave(self) -> None:
+        """Say goodbye, so that nobody waits for this worker."""
+        self._say("gone")
+
+    def _say(self, state: Literal["up", "draining", "gone"]) -> None:
+        """How this worker is, where it does not ask for a build."""
+        said = self._request().model_copy(
+            update={"state": state, "free_slots": 0, "not_claiming": self._trouble[:500], "token": None}
+        )
+        try:
+            self._control.claim(said)
+        except MillraceError as error:
+            log.debug("worker.not_heard", state=state, why=error.message)  # it stops counting as there, by and by
 
     def _is_empty(self) -> bool:
         return not self._running and not self._leaving
@@ -114,14 +144,18 @@ class Slots:
             if self._draining or len(self._running) + behind >= self._settings.slots:
                 return False
         try:
-            self._host()
+            host = self._host()
         except MillraceError as error:
             self._note(f"the engine does not answer: {error.message}")
             return False
         self._settings.workspaces.mkdir(parents=True, exist_ok=True, mode=0o700)
-        free = shutil.disk_usage(self._settings.workspaces).free
-        if free < self._settings.min_free_bytes:
-            self._note(f"only {free // 1024**2} MiB of disk are free, {self._settings.min_free_bytes // 1024**2} are asked for")
+        lack = lack_of_room(
+            [self._settings.workspaces, *([host.folder] if host.folder else [])],
+            min_free_bytes=self._settings.min_free_bytes,
+            min_free_inodes_percent=self._settings.min_free_inodes_percent,
+        )
+        if lack:
+            self._note(lack)
             return False
         return True
 

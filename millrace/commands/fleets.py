@@ -56,6 +56,9 @@ def fleet_ls(session: Session) -> int:
             _paused(item),
         )
     console.print(table if found else "No fleets yet: one is there once a worker joins it, or a build waits for it.")
+    for item in found:
+        for says in item["notClaiming"]:
+            console.print(harmless(f"fleet {item['name']}: {says}", colours=False), markup=False)
     return 0
 
 
