@@ -5,6 +5,8 @@ import io
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from millrace.commands import proof
 from millrace.contract import Claim, LogFooter
 from millrace.errors import Conflict, MillraceError
 from millrace.ids import log_key, log_list_key
-from millrace.settings import Settings
+from millrace.settings import Settings, load
+from millrace.storage import open_store
 from millrace.vocabulary import Reason, Verdict
 from scheduler import leases, lifecycle
 from scheduler.db import Database, now_ms
@@ -25,6 +28,7 @@ from scheduler.sweeper import Sweeper
 from tests.chaos.proxy import Proxy, Rule
 from tests.support.apiserver import ApiServer, serving
 from tests.support.farm import wait_until
+from tests.support.minio import minio_server, require_program
 from tests.support.records import a_build, a_claim, a_project, a_report, log_footer, store_log
 
 PIECES = (b"first line\n", "grün\n".encode(), b"x" * 3000 + b"\n", b"the end\n")
@@ -374,6 +378,30 @@ def test_a_live_log_comes_whole_over_connections_that_break_anywhere_while_it_mo
         assert got == whole
         assert next(steps) > 8
         client.close()
+
+
+@pytest.mark.minio
+def test_a_log_that_moved_to_s3_is_proved_and_resumed_there(
+    sqlite_database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    require_program()
+    with minio_server(tmp_path) as minio:
+        where = {
+            "MILLRACE_STORE_URL": minio.url,
+            "MILLRACE_STORE_ACCESS_KEY": minio.access_key,
+            "MILLRACE_STORE_SECRET_KEY": minio.secret_key,
+        }
+        with serving(sqlite_database, settings, **where) as up:
+            server = replace(up, store=open_store(load({**where, "MILLRACE_BUCKET": up.settings.bucket})))
+            a_project(server.db)
+            build = ended(server, *PIECES)
+            put_away(server, build)
+            client = Client(server.url, server.token)
+            root = log_footer(*PIECES).root
+            assert proof.verify(client, build, None) == (True, f"whole: {len(WHOLE)} bytes, 4 chunks, root {root}")
+            client.close()
+            for offset in (0, 1, 17, len(WHOLE) - 1, len(WHOLE), len(WHOLE) + 1):
+                assert server.get(f"/v1/builds/{build}/logs?offset={offset}").content == WHOLE[offset:]
 
 
 def test_a_text_that_is_taken_up_again_is_of_the_same_attempt(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from millrace.settings import Settings, for_children
+from millrace.storage import Store
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import TokenScope
 from scheduler import tokens
@@ -27,7 +28,7 @@ class ApiServer:
     url: str
     settings: Settings
     db: Database
-    store: DirectoryStore
+    store: Store
     token: str
     worker_token: str
     log: Path
