@@ -70,6 +70,7 @@ def test_the_last_releases_worker_works_for_this_releases_farm(farm: Parts, last
     assert "\nhello\n" in log
     assert hashlib.sha256(b"open-sesame\n").hexdigest() in log
     assert "open-sesame" not in log
+    assert users.cli("logs", build, "--verify").stdout.startswith(f"whole: {len(log.encode())} bytes, ")
     fetched = farm.farm.home / "fetched"
     assert users.cli("artifacts", build, "--out", str(fetched)).returncode == 0
     (archive,) = [path for path in fetched.rglob("*") if path.is_file()]
@@ -108,6 +109,7 @@ def test_a_build_that_runs_while_the_farm_is_upgraded_ends_well(farm: Parts, las
     assert len(ended["millrace"]["attempts"]) == 1
     lines = [line for line in users.log_of(build).splitlines() if line.startswith("line-")]
     assert lines == [f"line-{n}" for n in range(1, 101)]
+    assert users.cli("logs", build, "--verify").stdout.startswith("whole: ")
     assert users.ended(waiting)["buildStatus"] == "SUCCEEDED"
     assert users.show(before)["buildStatus"] == "SUCCEEDED"
     assert "before" in users.log_of(before)
