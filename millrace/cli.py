@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from millrace import __version__
+from millrace import __version__, failpoints
 from millrace import log as logging
 from millrace.commands import backup, builds, farm, fleets, fsck, lint, secrets
 from millrace.commands.terminal import errors, harmless
@@ -24,6 +24,8 @@ def cli(context: click.Context, data_dir: str | None) -> None:
         environ["MILLRACE_DATA_DIR"] = data_dir
     settings = load(environ)
     logging.configure(settings.log_format, settings.log_level, service=context.invoked_subcommand or "")
+    if context.invoked_subcommand in ("api", "scheduler", "worker"):
+        failpoints.arm(settings.failpoint, settings.home)
     context.obj = farm.Session(settings=settings, environ=environ)
 
 

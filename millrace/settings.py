@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from millrace import failpoints
 from millrace.errors import FieldProblem, InvalidInput
 
 
@@ -152,6 +153,21 @@ class Settings(BaseSettings):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least level of the farm's own log.")
     ] = "INFO"
+
+    testing: Annotated[bool, Field(description="This farm is a test's, and may be told to fail.")] = False
+    failpoint: Annotated[
+        str | None,
+        Field(description="Where a farm under test dies or fails, NAME[:NTH][:ACTION]; refused without `MILLRACE_TESTING=1`."),
+    ] = None
+
+    @field_validator("failpoint")
+    @classmethod
+    def _only_in_tests(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            if not info.data.get("testing"):
+                raise ValueError("makes a farm fail, and is for tests only: it needs MILLRACE_TESTING=1")
+            failpoints.parse(value)
+        return value
 
     def __init__(self, **values: object) -> None:
         if isinstance(values.get("git_roots"), str):

@@ -23,6 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from millrace import failpoints
 from millrace.errors import InvalidInput, MillraceError, Unavailable
 from millrace.log import get_logger
 
@@ -120,7 +121,10 @@ class Database:
             attempt += 1
             try:
                 with _translating(), Session(self.engine, expire_on_commit=False) as session, session.begin():
-                    return work(session)
+                    done = work(session)
+                    failpoints.around_commit(work, "before", Unavailable)
+                failpoints.around_commit(work, "after", Unavailable)
+                return done
             except Unavailable as error:
                 if not isinstance(error.__cause__, DBAPIError) or not _worth_another_try(error.__cause__):
                     raise

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 
 from millrace.errors import Unavailable
+from millrace.failpoints import failpoint
 from millrace.log import get_logger
 from scheduler import fleets, lanes
 from scheduler.db import Database, now_ms
@@ -59,7 +60,9 @@ class Bell:
         if self._quiet():
             return False
         try:
+            failpoint("bell.ring.before", OSError)
             self._app.send_task(TASK, args=[build_id], queue=queue_of(fleet), retry=False, ignore_result=True)
+            failpoint("bell.ring.after", OSError)
         except (BrokerError, RedisError, OSError) as error:
             self._failed(fleet, error)
             return False

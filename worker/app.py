@@ -9,7 +9,8 @@ from typing import Any, Final
 from celery import Celery
 from celery.worker import WorkController
 
-from millrace.errors import InvalidInput
+from millrace.errors import InvalidInput, Unavailable
+from millrace.failpoints import guard
 from millrace.ids import new_worker_id
 from millrace.log import get_logger
 from millrace.settings import Settings, for_children
@@ -70,7 +71,7 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     worker_id = settings.worker_id or new_worker_id(settings.host)
     engine = make_engine(settings.engine, settings.docker_host, children)
     janitor = Janitor(engine, settings.workspaces)
-    control = Control(settings.api, settings.worker_token.get_secret_value())
+    control = guard(Control(settings.api, settings.worker_token.get_secret_value()), "verb", Unavailable)
     nursery = Nursery(children)
     lot = Lot(nursery, lambda place, mould: make_park_order(place, mould, worker_id, settings), settings.parked)
     slots = Slots(settings, worker_id, control, engine, janitor, lot)

@@ -18,10 +18,11 @@ from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKE
 from buildenv.parking import Parked, park
 from buildenv.run import Job, Result, StopSignal, run
 from buildenv.workspace import Workspace
-from millrace import clock
+from millrace import clock, failpoints
 from millrace import log as logging
 from millrace.contract import FinishReport, LogFooter, PhaseReport
-from millrace.errors import AttemptFenced, MillraceError
+from millrace.errors import AttemptFenced, MillraceError, Unavailable
+from millrace.failpoints import guard
 from millrace.locks import held
 from millrace.vocabulary import Reason, Verdict
 from worker.control import AttemptControl
@@ -65,7 +66,7 @@ def execute(order: Order, here: ParkOrder, parked: Parked | None, engine: Engine
     What is left of it when the report is made goes when `later` is closed.
     """
     claim = order.claim
-    control = AttemptControl(order.api_url, claim.build_id, claim.attempt_no, claim.token)
+    control = guard(AttemptControl(order.api_url, claim.build_id, claim.attempt_no, claim.token), "verb", Unavailable)
     shipper = LogShipper(lambda seq, offset, data: control.log(seq, offset, data, patience_s=10))
     phases = PhaseTeller(control.phases, stop)
     heartbeat = Heartbeat(
@@ -175,6 +176,7 @@ def serve(talk: Connection) -> int:
     os.umask(0o022)  # what a build reads as another user than root must be readable, whatever started the worker
     here = ParkOrder.model_validate_json(talk.recv_bytes())
     logging.configure(here.log_format, here.log_level, service="attempt")
+    failpoints.arm(here.failpoint, here.home)
     stop = StopSignal()
 
     def leave(_number: int, _frame: FrameType | None) -> None:

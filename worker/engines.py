@@ -1,12 +1,17 @@
 """Which engine the settings name."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from buildenv.docker_engine import DockerEngine
 from buildenv.engine import Engine
 from buildenv.fake_engine import FakeEngine
+from millrace.errors import InfraProblem
+from millrace.failpoints import guard
+from millrace.vocabulary import Reason
 
 
 def make_engine(name: str, docker_host: str | None, environ: Mapping[str, str]) -> Engine:
     """The engine called `name`. The fake one obeys the `FAKE_*` variables of `environ`."""
-    return FakeEngine(environ) if name == "fake" else DockerEngine(docker_host)
+    engine: Engine = FakeEngine(environ) if name == "fake" else DockerEngine(docker_host)
+    return guard(engine, "engine", partial(InfraProblem, reason=Reason.ENGINE_LOST))

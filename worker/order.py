@@ -22,6 +22,8 @@ class ParkOrder(Shape):
     mould: Mould | None
     engine: Literal["docker", "fake"]
     docker_host: str | None
+    failpoint: str | None
+    home: Path
     log_format: LogFormat
     log_level: str
 
@@ -56,6 +58,8 @@ def make_park_order(place: str, mould: Mould | None, worker_id: str, settings: S
         mould=mould,
         engine=settings.engine,
         docker_host=settings.docker_host,
+        failpoint=settings.failpoint,
+        home=settings.home,
         log_format=settings.log_format,
         log_level=settings.log_level,
     )

@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO, Final, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from millrace.contract import Grant
 from millrace.errors import InfraProblem, InvalidInput
+from millrace.failpoints import guard
 from millrace.project import BUCKET_NAME
 from millrace.settings import Settings
 from millrace.vocabulary import Reason
@@ -89,6 +91,10 @@ class Store(Protocol):
 
 def open_store(settings: Settings) -> Store:
     """The store that the settings name. Raises InvalidInput where they do not make one."""
+    return guard(_open_store(settings), "store", partial(InfraProblem, reason=Reason.STORAGE))
+
+
+def _open_store(settings: Settings) -> Store:
     from millrace.storage.directory import DirectoryStore
     from millrace.storage.s3 import S3Store
 
