@@ -26,7 +26,10 @@ blueprint = Blueprint("logs", __name__, url_prefix="/v1/builds")
 _PIECE_BYTES: Final = 64 * 1024
 _TEXT_BYTES: Final = 1024 * 1024
 """Text goes out in larger pieces, as each one of a log that was put away is a request of its own to the store."""
+_SOON_S: Final = 0.03
 _LOOK_EVERY_S: Final = 0.25
+"""How often is looked for more: soon after there was some, and after each look that found none a little later, up to this."""
+_SLOWER: Final = 1.25
 _PHASES_EVERY_S: Final = 0.7
 """Phases take more reading than the length of the log, and are looked at less often; all are told before the end."""
 _HEARTBEAT_S: Final = 10.0
@@ -162,10 +165,12 @@ class _Stream:
         self._phases_seen = 0.0
         self._short: tuple[int, str] | None = None
         self._gap_told = gap_told
+        self._seen: tuple[str, int] | None = None
 
     def events(self) -> Iterator[str]:
         """Events until the build has ended and all of its log was sent, or the server stops."""
         yield ": following\n\n"
+        pause_s = _SOON_S
         try:
             while not self._context.closing.is_set():
                 newest = queries.log_info(self._context.db, self._build_id)
@@ -173,7 +178,10 @@ class _Stream:
                     yield _event("end", {"state": None, "reason": None})
                     return
                 mine = self._mine(newest)
+                if (newest.state, newest.attempt_no) != self._seen:
+                    self._seen, pause_s = (newest.state, newest.attempt_no), _SOON_S
                 if mine.size_bytes > self._offset and (event := self._more_log(mine)) is not None:
+                    pause_s = _SOON_S
                     yield event
                     continue
                 if (event := self._gap(mine)) is not None:
@@ -193,7 +201,8 @@ class _Stream:
                 if time.monotonic() - self._last_sign > _HEARTBEAT_S:
                     self._last_sign = time.monotonic()
                     yield ": still here\n\n"
-                self._context.closing.wait(_LOOK_EVERY_S)
+                self._context.closing.wait(pause_s)
+                pause_s = min(_SLOWER * pause_s, _LOOK_EVERY_S)
         except MillraceError as error:
             log.warning("stream.broken", build_id=self._build_id, why=error.message)
             yield _event("error", {"code": error.code, "detail": error.message, "hint": "Connect again; the stream resumes."})

@@ -35,9 +35,9 @@ class Parked:
     container_id: str
     console: Console
 
-    def fits(self, mould: Mould, image: Image, engine: Engine) -> bool:
-        """Whether a build that asks for this would be given such a container now. Raises InfraProblem(ENGINE_LOST)."""
-        return self.mould == mould and self.image.digest == image.digest and engine.state(self.container_id).running
+    def fits(self, image: Image, engine: Engine) -> bool:
+        """Whether it waits, and was made from what `image` is by now. Raises InfraProblem(ENGINE_LOST)."""
+        return self.image.digest == image.digest and engine.state(self.container_id).running
 
     def drop(self, engine: Engine) -> None:
         """Remove the container unused. Raises InfraProblem(ENGINE_LOST)."""

@@ -7,6 +7,7 @@ sideways; `run` knows no database, no queue and no API.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,6 +209,7 @@ class _Attempt:
         self._oom_said = False
         self._frozen = False
         self._asides: list[threading.Thread] = []
+        self._fits: Future[bool] = Future()
 
     def carry(self) -> None:
         """All phases. Raises what ends the attempt early; failed commands are noted in the progress."""
@@ -285,19 +287,35 @@ class _Attempt:
         self._check_stop()
         mould, parked = self._job.mould, self._job.parked
         name = container_name(self._claim.build_id, self._claim.attempt_no)
-        if parked is not None:
-            self._container, self._console = parked.container_id, parked.console
-        self._image = self._engine.ensure_image(mould.image)
-        if parked is not None and parked.fits(mould, self._image, self._engine):
-            self._aside("rename", lambda: self._engine.rename(parked.container_id, name))
+        if parked is not None and parked.mould == mould:
+            self._container, self._console, self._image = parked.container_id, parked.console, parked.image
+            self._aside("rename", lambda: self._adopt(parked, name))
         else:
             if parked is not None:
                 parked.drop(self._engine)
-                self._console = None
+            self._image = self._engine.ensure_image(mould.image)
             self._workspace.make()
             self._container = parking.make(self._engine, mould, self._workspace, name=name, labels=self._job.labels)
         self._workspace.add_sources()
         return self._image
+
+    def _adopt(self, parked: Parked, name: str) -> None:
+        """Look whether the parked container is still what this build would be given, while its sources are fetched."""
+        try:
+            self._fits.set_result(parked.fits(self._engine.ensure_image(parked.mould.image), self._engine))
+        except (InfraProblem, BuildProblem) as problem:
+            self._fits.set_exception(problem)
+            return
+        if self._fits.result():
+            self._engine.rename(parked.container_id, name)
+
+    def _replace(self, parked: Parked) -> None:
+        """The parked container has died, or the image has another content by now: a fresh one takes its place."""
+        parked.drop(self._engine)
+        self._console = None
+        name = container_name(self._claim.build_id, self._claim.attempt_no)
+        self._image = self._engine.ensure_image(parked.mould.image)
+        self._container = parking.make(self._engine, parked.mould, self._workspace, name=name, labels=self._job.labels)
 
     def _download(self, image: Image) -> Buildspec:
         """The sources are there, and the buildspec is understood: every problem is found before anything runs."""
@@ -324,6 +342,8 @@ class _Attempt:
         if self._container is None:
             raise AssertionError("provisioned before")
         self._check_stop()
+        if self._console is not None and self._job.parked is not None and not self._fits.result():
+            self._replace(self._job.parked)
         if self._console is None:
             self._console = self._engine.attach(self._container)
             self._engine.start(self._container)

@@ -83,6 +83,11 @@ def trusted() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+def warm_up() -> None:
+    """Have all loaded and read that a client needs, which otherwise its first use does."""
+    Wire("http://127.0.0.1", "").close()
+
+
 class Wire:
     """One HTTP client with retries. Safe from several threads."""
 

@@ -145,7 +145,7 @@ def main() -> int:
     """Fork a child for each connection that comes, until the worker has gone."""
     from worker import attempt, control  # here, as what they import is what is to be there before the fork
 
-    control.trusted()
+    control.warm_up()
     worker = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -25,7 +25,8 @@ from worker.order import make_order, mould_of
 log = get_logger(__name__)
 IDLE_POLL_S: Final = 10.0
 """A free slot asks for work this often even when no bell rings, so that a lost message or a dead Redis only costs time."""
-_HOST_S: Final = 5.0
+_HOST_S: Final = 15.0
+"""How long what the engine said of its host holds: it is asked anew with each poll, so that no claim has to wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,7 @@ class Slots:
         """Ask for work every `IDLE_POLL_S`, whatever the bell does."""
         while not stop.is_set():
             began = time.monotonic()
+            self._seen = None
             self.fill()
             if self.turned_s < began:  # full, or short of something: then it says so
                 self._say("up")
