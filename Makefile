@@ -9,7 +9,7 @@ DEMO_DIR := .millrace/demo
 EXAMPLES_DIR := .millrace/examples
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test examples fuzz chaos soak bench lock clean
+.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test examples fuzz chaos soak failpoints bench lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ soak: services ## N builds under random faults (N=1000, SEED=1); a row of the ma
 
 chaos: services ## Run the fault matrix on real processes, an hour; ROW=F-07 for one. Needs root
 	@$(BIN)/python -m tests.chaos $(ROW)
+
+failpoints: services ## Kill a farm at each of its failpoints, half an hour
+	@$(BIN)/python -m tests.chaos failpoints
 
 bench: setup ## Measure, against a bare yardstick in the same run
 	@$(BIN)/millrace doctor --install --for test >/dev/null

@@ -24,7 +24,7 @@ def cli(context: click.Context, data_dir: str | None) -> None:
         environ["MILLRACE_DATA_DIR"] = data_dir
     settings = load(environ)
     logging.configure(settings.log_format, settings.log_level, service=context.invoked_subcommand or "")
-    if context.invoked_subcommand in ("api", "scheduler", "worker"):
+    if context.invoked_subcommand != "up":  # who starts the parts is what restarts them
         failpoints.arm(settings.failpoint, settings.home)
     context.obj = farm.Session(settings=settings, environ=environ)
 

@@ -4,12 +4,16 @@ Nothing happens at them unless `arm` was called, which `MILLRACE_FAILPOINT=NAME[
 `MILLRACE_TESTING=1`. NAME is a place of `POINTS` with `.before` or `.after`; NTH counts a process's passes, from 1; ACTION is
 `kill` (SIGKILL to the own process), `raise` (an error as that call raises it) or `delay` (two seconds). It happens once in a
 farm, also where the process is started again.
+
+`MILLRACE_FAILPOINT=watch` has all processes of a farm note the places that they pass, a line each in `failpoints.passed`, and do
+what the file `failpoint.armed` says while it is there, once: so that one farm is killed at many places, one after another.
 """
 
 import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +23,10 @@ T = TypeVar("T")
 _DELAY_S: Final = 2.0
 ACTIONS: Final = ("kill", "raise", "delay")
 MARK: Final = "failpoint.fired"
-"""The file in the farm's data folder that says that it happened."""
+"""The file in the farm's data folder that says that it happened: what was asked for."""
+WATCH: Final = "watch"
+ORDER: Final = "failpoint.armed"
+PASSED: Final = "failpoints.passed"
 
 COMMITS: Final = (
     "attempts.find_cache",
@@ -51,7 +58,7 @@ COMMITS: Final = (
     "tokens.create",
     "tokens.revoke",
 )
-"""Functions of `scheduler` that commit by `Database.run`, but for those that only an operator's command calls."""
+"""Functions of `scheduler` that commit by `Database.run`, but for those of `millrace backup` and `millrace fsck`."""
 ENGINE: Final = (
     "attach",
     "copy_in",
@@ -100,12 +107,46 @@ POINTS: Final = tuple(
 
 @dataclass
 class _Armed:
-    name: str
-    nth: int
-    action: str
-    mark: Path
-    seen: int = 0
+    """What this process does at failpoints. `order` None: what the file `ORDER` says at that moment."""
+
+    home: Path
+    order: str | None
+    noted: set[str] = field(default_factory=set)
+    seen: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def passing(self, name: str) -> str | None:
+        """The action that is due here, which from then on is due nowhere."""
+        with self.lock:
+            order = self.order or self._watched(name)
+            if order is None:
+                return None
+            due, nth, action = parse(order)
+            if name != due:
+                return None
+            self.seen[order] += 1
+            return action if self.seen[order] == nth and self._take(order) else None
+
+    def _watched(self, name: str) -> str | None:
+        if name not in self.noted:
+            self.noted.add(name)
+            with open(self.home / PASSED, "a") as file:
+                file.write(f"{name}\n")
+        try:
+            return (self.home / ORDER).read_text()
+        except FileNotFoundError:
+            return None
+
+    def _take(self, order: str) -> bool:
+        try:
+            if self.order is None:
+                os.rename(self.home / ORDER, self.home / MARK)
+                return True
+            with open(self.home / MARK, "x") as file:
+                file.write(order)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        return True
 
 
 _armed: _Armed | None = None
@@ -129,13 +170,20 @@ def parse(text: str) -> tuple[str, int, str]:
 def arm(text: str | None, home: Path) -> None:
     """From now on this process acts at the failpoint of `text`; at none where that is None. `home`: the farm's data folder."""
     global _armed
-    _armed = None if text is None else _Armed(*parse(text), mark=home / MARK)
+    _armed = None if text is None else _Armed(home, None if text == WATCH else text)
 
 
 def failpoint(name: str, error: Callable[[str], Exception]) -> None:
     """A place where the process may be made to die. `error` makes what the call here raises when it fails."""
-    if _armed is not None and _armed.name == name:
-        _act(_armed, error)
+    if _armed is None:
+        return
+    action = _armed.passing(name)
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "raise":
+        raise error(f"failpoint {name}")
+    if action == "delay":
+        time.sleep(_DELAY_S)
 
 
 def around_commit(work: Callable[..., object], side: str, error: Callable[[str], Exception]) -> None:
@@ -160,7 +208,7 @@ class _Guarded:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._target, name)
-        if not callable(found):
+        if not callable(found) or name == "close":
             return found
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -170,21 +218,3 @@ class _Guarded:
             return done
 
         return call
-
-
-def _act(armed: _Armed, error: Callable[[str], Exception]) -> None:
-    with armed.lock:
-        armed.seen += 1
-        if armed.seen != armed.nth:
-            return
-        try:
-            handle = os.open(armed.mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return
-        os.write(handle, f"{armed.name} {armed.action}\n".encode())
-        os.close(handle)
-    if armed.action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if armed.action == "raise":
-        raise error(f"failpoint {armed.name}")
-    time.sleep(_DELAY_S)

@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     testing: Annotated[bool, Field(description="This farm is a test's, and may be told to fail.")] = False
     failpoint: Annotated[
         str | None,
-        Field(description="Where a farm under test dies or fails, NAME[:NTH][:ACTION]; refused without `MILLRACE_TESTING=1`."),
+        Field(description="Where a farm under test dies: NAME[:NTH][:ACTION] or `watch`; refused without `MILLRACE_TESTING=1`."),
     ] = None
 
     @field_validator("failpoint")
@@ -166,7 +166,8 @@ class Settings(BaseSettings):
         if value is not None:
             if not info.data.get("testing"):
                 raise ValueError("makes a farm fail, and is for tests only: it needs MILLRACE_TESTING=1")
-            failpoints.parse(value)
+            if value != failpoints.WATCH:
+                failpoints.parse(value)
         return value
 
     def __init__(self, **values: object) -> None:

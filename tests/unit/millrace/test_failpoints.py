@@ -90,7 +90,20 @@ def test_an_error_is_raised_at_the_pass_that_was_named_and_once(tmp_path: Path) 
         failpoints.failpoint("bell.ring.before", OSError)
     failpoints.arm("bell.ring.before:1:raise", tmp_path)
     failpoints.failpoint("bell.ring.before", OSError)
-    assert (tmp_path / failpoints.MARK).read_text() == "bell.ring.before raise\n"
+    assert (tmp_path / failpoints.MARK).read_text() == "bell.ring.before:2:raise"
+
+
+def test_a_farm_that_is_watched_notes_what_it_passes_and_takes_orders(tmp_path: Path) -> None:
+    failpoints.arm(failpoints.WATCH, tmp_path)
+    for _ in range(2):
+        failpoints.failpoint("bell.ring.before", OSError)
+    (tmp_path / failpoints.ORDER).write_text("bell.ring.after:raise")
+    failpoints.failpoint("bell.ring.before", OSError)
+    with pytest.raises(OSError, match=r"failpoint bell\.ring\.after"):
+        failpoints.failpoint("bell.ring.after", OSError)
+    failpoints.failpoint("bell.ring.after", OSError)
+    assert (tmp_path / failpoints.MARK).read_text() == "bell.ring.after:raise"
+    assert (tmp_path / failpoints.PASSED).read_text().split() == ["bell.ring.before", "bell.ring.after"]
 
 
 def test_a_kill_ends_the_process_at_once(tmp_path: Path) -> None:

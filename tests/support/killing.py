@@ -1,0 +1,369 @@
+"""Kills a farm's processes at failpoints: for each place a story that passes it, told until the farm has borne the kill.
+
+A story arms the place, has the farm do something, and says how that must end; whoever was killed is started again by the
+supervisor, or, where it is a command, by the operator who calls it anew.
+"""
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import signal
+import tarfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+
+from millrace.client import ApiRefused
+from millrace.errors import MillraceError, NotFound, Unavailable
+from millrace.failpoints import MARK, ORDER, PASSED, POINTS
+from scheduler.db import Database, now_ms
+from scheduler.models import Attempt, Build, CacheEntry, Token
+from tests.support.farm import Farm, wait_until
+from tests.support.records import a_project_json
+
+T = TypeVar("T")
+WATCHED: Final = {"MILLRACE_TESTING": "1", "MILLRACE_FAILPOINT": "watch", "MILLRACE_SLOTS": "2"}
+"""Settings of a farm that is killed at places."""
+_RICH: Final = """version: 0.2
+env:
+  parameter-store:
+    WORD: word
+phases:
+  build:
+    commands:
+      - test -n "$WORD"
+      - cat in.txt > out.txt
+      - mkdir -p kept /opt/kept && date > kept/here && date > /opt/kept/there
+artifacts:
+  files: [out.txt, /opt/kept/there]
+cache:
+  paths: [kept/**/*, /opt/kept/**/*]
+"""
+_BORNE_S: Final = 100.0
+
+
+@dataclass
+class Stage:
+    """A farm with the place at which it is killed next, unless it `spares`. `expected`: how each build must end."""
+
+    farm: Farm
+    point: str = ""
+    spares: bool = False
+    expected: dict[str, str] = field(default_factory=dict)
+    _count: int = 0
+
+    def prepare(self) -> None:
+        """The projects and what they need."""
+        client = self.farm.client
+        client.put("/v1/secrets/word", {"value": "hidden"})
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            for name, text in (("buildspec.yml", _RICH), ("in.txt", "in\n")):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                tar.addfile(entry, io.BytesIO(text.encode()))
+        body = packed.getvalue()
+        location = client.upload(io.BytesIO(body), len(body), hashlib.sha256(body).hexdigest())
+        rich = a_project_json(
+            "rich",
+            source={"type": "S3", "location": location},
+            artifacts={"type": "S3", "packaging": "NONE", "location": "releases", "namespaceType": "BUILD_ID"},
+            cache={"type": "S3"},
+        )
+        client.post("/v1/projects", rich)
+        for name, command in (("slow", "sleep 60"), ("short", "sleep 4")):
+            spec = f"version: 0.2\nphases:\n  build:\n    commands:\n      - {command}\n"
+            client.post("/v1/projects", a_project_json(name, source={"type": "NO_SOURCE", "buildspec": spec}))
+
+    def arm(self) -> None:
+        """From now on the process that comes to the place first is killed there."""
+        if self.spares:
+            return
+        home = self.farm.home / "data"
+        (home / f"{ORDER}.new").write_text(self.point)
+        os.rename(home / f"{ORDER}.new", home / ORDER)
+
+    def struck(self) -> bool:
+        """Whether that has happened."""
+        return not (self.farm.home / "data" / ORDER).exists()
+
+    def ask(self, project: str, ends: str = "SUCCEEDED") -> str:
+        """A build, asked for until there is an answer, as a client does that keeps its key."""
+        self._count += 1
+        key = f"{project}-{self._count}"
+        build = str(
+            again(lambda: self.farm.client.post("/v1/builds", {"projectName": project}, **{"Idempotency-Key": key}))["id"]
+        )
+        assert build not in self.expected
+        self.expected[build] = ends
+        return build
+
+    def held(self, build: str) -> None:
+        """Wait until its commands run."""
+        wait_until(lambda: again(lambda: self.farm.show(build))["millrace"]["state"] == "RUNNING", 60)
+
+    def ended(self, build: str) -> dict[str, Any]:
+        """The build, once it has ended as it must."""
+        return wait_until(lambda: self._ended(build), _BORNE_S) or {}
+
+    def _ended(self, build: str) -> dict[str, Any] | None:
+        shown = again(lambda: self.farm.show(build))
+        if not shown["buildComplete"]:
+            return None
+        assert shown["buildStatus"] == self.expected[build], (self.point, build, shown["millrace"])
+        return shown
+
+    def change(self, statement: sa.Update) -> int:
+        """Change the farm's records behind its back, as the time that passes would; how many rows."""
+        database = Database(f"sqlite:///{self.farm.home / 'data' / 'millrace.db'}")
+        try:
+            with database.transaction() as session:
+                return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]  # an update's result is a cursor's
+        finally:
+            database.dispose()
+
+    def look(self, query: sa.Select[tuple[Any]]) -> list[Any]:
+        """Read the farm's records."""
+        database = Database(f"sqlite:///{self.farm.home / 'data' / 'millrace.db'}")
+        try:
+            with database.reading() as session:
+                return list(session.scalars(query))
+        finally:
+            database.dispose()
+
+    def strike(self, point: str) -> None:
+        """Tell the story of `point`, and wait until the kill has happened and been borne."""
+        self.point = point
+        known = set(self.expected)
+        try:
+            _story_of(point)(self)
+            wait_until(self.struck, _BORNE_S)
+        except AssertionError as error:
+            raise AssertionError(f"{point}: {error}") from error
+        assert (self.farm.home / "data" / MARK).read_text() == point
+        wait_until(self.farm.client.alive, 60)
+        for build in set(self.expected) - known:
+            shown = self.ended(build)
+            attempts = {item["key"].split("/")[2] for item in shown["millrace"]["artifacts"]}
+            assert len(attempts) <= 1, (point, shown)
+            if shown["projectName"] == "rich":
+                assert len(shown["millrace"]["artifacts"]) == 2, (point, shown)
+
+    def passed(self) -> set[str]:
+        """The places that the farm's processes have passed."""
+        return set((self.farm.home / "data" / PASSED).read_text().split())
+
+    def check(self, within_s: float = 150) -> None:
+        """At rest all that was accepted is there, once, and nothing is left over: `millrace fsck` and the engine say so."""
+        journal = self.farm.home / "journal"
+        lines = [{"op": "start", "key": build, "status": 201, "build": build} for build in self.expected]
+        journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        until = time.monotonic() + within_s
+        while True:
+            asked = self.farm.cli("fsck", "--json", "--journal", str(journal), "--at-rest", "--host", "--objects", "0")
+            if asked.returncode == 0:
+                break
+            assert time.monotonic() < until, asked.stdout + asked.stderr
+            time.sleep(3)
+        assert set(self.look(sa.select(Build.id))) == set(self.expected)  # and none that nobody asked for
+        if self.farm.environment.get("MILLRACE_ENGINE") != "fake" and self.farm.environment["MILLRACE_PARKED"] == "0":
+            assert self.farm.containers() == []
+
+
+def again(call: Callable[[], T]) -> T:
+    """The call's answer, asked for until the farm gives one."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
+
+def settle(call: Callable[[], object], there: Callable[[], bool]) -> None:
+    """Make a call that is not made twice: where its answer is lost, look whether it was carried out."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            call()
+            return
+        except (ApiRefused, NotFound, Unavailable) as error:
+            if not isinstance(error, Unavailable):
+                assert there(), error
+                return
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
+
+def _is_there(stage: Stage, path: str) -> bool:
+    try:
+        again(lambda: stage.farm.client.get(path))
+    except MillraceError:
+        return False
+    return True
+
+
+def _rich(stage: Stage) -> None:
+    stage.arm()
+    stage.ended(stage.ask("rich"))
+
+
+def _stopped(stage: Stage) -> None:
+    build = stage.ask("slow", "STOPPED")
+    stage.held(build)
+    stage.arm()
+    again(lambda: stage.farm.client.post(f"/v1/builds/{build}/stop"))
+
+
+def _lost(stage: Stage) -> None:
+    build = stage.ask("short")
+    stage.held(build)
+    stage.arm()
+    stage.change(sa.update(Build).where(Build.id == build).values(lease_expires_ms=1))
+    assert stage.ended(build)["millrace"]["attempt"] > 1
+
+
+def _project(stage: Stage) -> None:
+    client, verb, path = stage.farm.client, stage.point.split(".")[2], f"/v1/projects/{stage.point.replace('.', '-')}"
+    wanted = a_project_json(path.rpartition("/")[2])
+    if verb == "create":
+        stage.arm()
+    settle(lambda: client.post("/v1/projects", wanted), lambda: _is_there(stage, path))
+    if verb == "update":
+        stage.arm()
+        again(lambda: client.put(path, {**wanted, "description": "changed"}))
+        assert again(lambda: client.get(path))["description"] == "changed"
+    if verb == "delete":
+        stage.arm()
+        settle(lambda: client.delete(path), lambda: not _is_there(stage, path))
+        assert not _is_there(stage, path)
+
+
+def _fleet(stage: Stage) -> None:
+    stage.arm()
+    again(lambda: stage.farm.client.post("/v1/fleets/default/pause", {"why": "a test"}))
+    assert again(lambda: stage.farm.client.get("/v1/fleets/default"))["paused"]
+    again(lambda: stage.farm.client.post("/v1/fleets/default/resume"))
+    stage.ended(stage.ask("rich"))
+
+
+def _secret(stage: Stage) -> None:
+    client, path = stage.farm.client, "/v1/secrets/other"
+    if ".put." in stage.point:
+        stage.arm()
+    again(lambda: client.put(path, {"value": "v"}))
+    if ".delete." in stage.point:
+        stage.arm()
+        settle(lambda: client.delete(path), lambda: True)
+        assert "other" not in [one["name"] for one in again(lambda: client.get("/v1/secrets"))["secrets"]]
+
+
+def _command(*words: str) -> Callable[[Stage], None]:
+    def story(stage: Stage) -> None:
+        said = [*words]
+        if words[1] == "revoke":
+            assert stage.farm.cli("token", "create", "spare").returncode == 0
+            said += stage.look(sa.select(Token.id).where(Token.name == "spare", Token.revoked_ms.is_(None)))[:1]
+        if words[1] == "reseal":  # a new first key, so that there is something to seal anew
+            keys = stage.farm.home / "data" / "secrets.key"
+            keys.write_text(f"{secrets.token_hex(32)}\n{keys.read_text()}")
+        stage.arm()
+        killed = stage.farm.cli(*said)
+        if not stage.spares:
+            assert killed.returncode == -signal.SIGKILL, killed.stderr
+            assert stage.farm.cli(*said).returncode == 0
+
+    return story
+
+
+def _resigned(stage: Stage) -> None:
+    stage.arm()
+    os.kill(stage.farm.pid_of("millrace.cli scheduler"), signal.SIGTERM)
+    stage.ended(stage.ask("rich"))
+
+
+def _replaced(stage: Stage) -> None:
+    for _ in range(2):
+        stage.ended(stage.ask("rich"))
+    stage.arm()
+    assert stage.change(
+        sa.update(CacheEntry).where(CacheEntry.replaced_ms > 0).values(replaced_ms=CacheEntry.replaced_ms - 7_200_000)
+    )
+    wait_until(lambda: stage.look(sa.select(CacheEntry.id).where(CacheEntry.replaced_ms > 0)) == [], 60)
+
+
+def _losers(stage: Stage) -> None:
+    build = stage.ask("short")
+    stage.ended(build)
+    mine = sa.and_(Attempt.build_id == build, Attempt.attempt_no == 1)
+    wait_until(lambda: stage.look(sa.select(Attempt.log_key).where(mine)) != [None], 60)
+    ended_ms = stage.look(sa.select(Attempt.ended_ms).where(mine))[0]
+    stage.arm()
+    stage.change(sa.update(Attempt).where(mine).values(ended_ms=now_ms() - 90_000_000))
+    wait_until(lambda: stage.look(sa.select(Attempt.swept).where(mine)) == [True], 60)
+    stage.change(sa.update(Attempt).where(mine).values(ended_ms=ended_ms))
+
+
+STORIES: Final[dict[str, Callable[[Stage], None]]] = {
+    "commit.caches.drop_replaced": _replaced,
+    "commit.dispatch._note": _lost,
+    "commit.fleets._write": _fleet,
+    "commit.leases._end_each": _lost,
+    "commit.lifecycle.request_stop": _stopped,
+    "commit.projects.create": _project,
+    "commit.projects.delete": _project,
+    "commit.projects.update": _project,
+    "commit.secrets.delete": _secret,
+    "commit.secrets.put": _secret,
+    "commit.secrets.reseal": _command("secret", "reseal"),
+    "commit.sweeper.Sweeper._drop_losers": _losers,
+    "commit.sweeper.Sweeper._resign": _resigned,
+    "commit.tokens.create": _command("token", "create", "name"),
+    "commit.tokens.revoke": _command("token", "revoke"),
+    "engine.stop": _stopped,
+    "store.delete": _replaced,
+    "store.delete_prefix": _losers,
+}
+"""Of the places that a build with a source, a secret, a cache and published artifacts does not pass by itself."""
+
+
+def _story_of(point: str) -> Callable[[Stage], None]:
+    return STORIES.get(point.rpartition(".")[0], _rich)
+
+
+def pass_all(stage: Stage) -> None:
+    """Tell each story once, with nobody killed; what was passed is in `stage.passed()`."""
+    stage.spares = True
+    told = set()
+    for point in POINTS:
+        story = _story_of(point)
+        key = (story, point if story in (_project, _secret) else "")
+        if point.endswith(".before") and key not in told:
+            told.add(key)
+            stage.point = point
+            story(stage)
+    for build in stage.expected:
+        stage.ended(build)
+    stage.spares = False
+
+
+def strike_all(stage: Stage, points: Iterable[str]) -> None:
+    """Kill at each of these places, one after another, and look that nothing is lost, doubled or left."""
+    wrong = []
+    for point in points:
+        try:
+            stage.strike(point)
+        except AssertionError as error:  # the others are worth knowing, too
+            wrong.append(str(error))
+            (stage.farm.home / "data" / ORDER).unlink(missing_ok=True)
+    try:
+        stage.check()
+    except AssertionError as error:
+        wrong.append(str(error))
+    assert not wrong, "\n".join(wrong)
