@@ -13,6 +13,8 @@ from millrace.errors import AttemptFenced, MillraceError, Unavailable
 from millrace.log import get_logger
 
 log = get_logger(__name__)
+_SETTLE_S: Final = 0.04
+"""How long the first line after a silence waits for those that come with it."""
 _LINGER_S: Final = 0.2
 """How far small chunks are apart at least; what comes after a longer silence goes at once."""
 _BUFFER_BYTES: Final = 8 * 1024 * 1024
@@ -95,7 +97,7 @@ class LogShipper:
             if self._chunk:
                 return self._chunk
             self._changed.wait_for(lambda: self._buffer or self._closed)
-            end = self._taken_at + _LINGER_S
+            end = max(self._taken_at + _LINGER_S, time.monotonic() + _SETTLE_S)
             while len(self._buffer) < MAX_LOG_CHUNK_BYTES and not self._closed:
                 left_s = end - time.monotonic()
                 if left_s <= 0:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from buildenv.run import StopSignal
 from millrace.contract import PhaseReport
@@ -10,6 +11,8 @@ from millrace.log import get_logger
 from millrace.vocabulary import PhaseType, Reason
 
 log = get_logger(__name__)
+_LINGER_S: Final = 0.1
+"""How long a report waits for more, and for the verdict, which then takes it along."""
 
 
 class PhaseTeller:
@@ -64,6 +67,7 @@ class PhaseTeller:
     def _take(self) -> tuple[PhaseReport, ...]:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
+            self._changed.wait_for(lambda: self._closed, _LINGER_S)
             if self._closed:
                 return ()
             reports, self._waiting = tuple(self._waiting.values()), {}
