@@ -1,6 +1,6 @@
 """The Docker engine killed, frozen, slow and cut off; registries; memory, disks and hostile builds: F-23 to F-32, F-40.
 
-What is done to an engine is done to a dockerd of the row's own. Its network is none, its images are small ones of ours.
+What is done to an engine is done to a dockerd of the row's own. Its bridge leads nowhere, its images are small ones of ours.
 """
 
 import os

@@ -1,7 +1,11 @@
-"""A dockerd of a test's own, beside the machine's: its own data, its own socket, no network but none and the host's."""
+"""A dockerd of a test's own, beside the machine's: its own data, its own socket, and a bridge of its own that leads nowhere.
+
+Told to have no bridge (`--bridge=none`), a dockerd would delete the machine's `docker0`.
+"""
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,6 +27,7 @@ class Dockerd:
     """An engine that may be killed, frozen and started again. Its images are those of `engine_images`."""
 
     folder: Path
+    bridge: str
     live_restore: bool = False
     process: "subprocess.Popen[bytes] | None" = None
 
@@ -42,7 +47,7 @@ class Dockerd:
         """Start it, and wait until it answers."""
         (self.folder / "docker.pid").unlink(missing_ok=True)
         command = ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "run"]
-        command += ["--pidfile", self.folder / "docker.pid", "--host", self.url, "--bridge=none", "--iptables=false"]
+        command += ["--pidfile", self.folder / "docker.pid", "--host", self.url, f"--bridge={self.bridge}", "--iptables=false"]
         command += ["--ip-forward=false", "--ip-masq=false", *(["--live-restore"] if self.live_restore else [])]
         with open(self.folder / "dockerd.log", "ab") as out:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
@@ -83,8 +88,11 @@ def running(*, live_restore: bool = False) -> Iterator[Dockerd]:
     """An engine for as long as the block takes, with small images in it."""
     if shutil.which("dockerd") is None or os.geteuid() != 0:
         missing("a dockerd that this user may start", "apt-get install docker.io, and be root")
-    with tempfile.TemporaryDirectory(prefix="mr-engine-", ignore_cleanup_errors=True) as folder:
-        engine = Dockerd(Path(folder), live_restore)
+    with (
+        tempfile.TemporaryDirectory(prefix="mr-engine-", ignore_cleanup_errors=True) as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        engine = Dockerd(Path(folder), stack.enter_context(_bridge()), live_restore)
         engine.start()
         try:
             client = engine.client()
@@ -100,6 +108,19 @@ def running(*, live_restore: bool = False) -> Iterator[Dockerd]:
             engine.stop()
             for mount in sorted(_mounts_below(folder), reverse=True):
                 subprocess.run(["umount", "-l", mount], check=False)
+
+
+@contextlib.contextmanager
+def _bridge() -> Iterator[str]:
+    number = secrets.randbelow(250) + 1
+    name = f"mr-{secrets.token_hex(4)}"
+    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
+    try:
+        subprocess.run(["ip", "address", "add", f"10.213.{number}.1/24", "dev", name], check=True)
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "link", "delete", name], check=True)
 
 
 def _mounts_below(folder: str) -> list[str]:
