@@ -11,8 +11,8 @@ from buildenv.buildlog import BuildLog
 from buildenv.buildspec import Buildspec, PhaseSpec
 from buildenv.depot import Depot
 from buildenv.engine import Image
+from buildenv.git import Credential
 from buildenv.redact import not_hidden
-from buildenv.source import Credential
 from buildenv.workspace import Workspace
 from millrace.contract import Claim, GrantRequest, SecretReference
 from millrace.errors import BuildProblem, NotFound

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from buildenv import source as source_module
-from buildenv.source import Credential, FetchedSource, fetch
+from buildenv import git as git_module
+from buildenv.git import Credential
+from buildenv.source import FetchedSource, fetch
 from millrace.contract import Grant, GrantRequest
 from millrace.errors import BuildProblem, BuildStopped, InfraProblem, NotFound
 from millrace.project import GitSubmodulesConfig, ProjectSource
@@ -483,7 +484,7 @@ def test_a_repository_larger_than_the_limit_is_refused(
     fetching: Fetch, repository: Repository, server: GitServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository.commit("big", {"noise": os.urandom(300_000).hex()})
-    monkeypatch.setattr(source_module, "_MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr(git_module, "_MAX_FILE_BYTES", 100_000)
     with pytest.raises(BuildProblem) as caught:
         fetching(f"{server.url}/team/app.git", "big")
     assert caught.value.reason is Reason.BAD_SOURCE
@@ -610,11 +611,11 @@ def test_by_ssh_the_workers_key_and_known_hosts_decide(
     fetching: Fetch, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ssh_server(tmp_path) as running:
-        options = f"{source_module._SSH} -F none"
+        options = f"{git_module._SSH} -F none"
 
         def ssh(key: Path, known_hosts: Path) -> None:
             files = f"-o IdentitiesOnly=yes -o GlobalKnownHostsFile=none -i {key} -o UserKnownHostsFile={known_hosts}"
-            monkeypatch.setattr(source_module, "_SSH", f"{options} {files}")
+            monkeypatch.setattr(git_module, "_SSH", f"{options} {files}")
 
         user = os.environ.get("USER", "root")
         address = f"ssh://{user}@localhost:{running.port}"
