@@ -1,12 +1,17 @@
 """The records against a model: claims, renewals, reports, lost leases and stops in any order, doubled, late or lost.
 
-Old claims stay in play for ever, so that every message can come at any later moment, and more than once.
+Old claims stay in play for ever, so that every message can come at any later moment, and more than once. The clock is the
+machine's own: SQLite asks this process for the time. In the end time passes with a worker at work, and all builds must end.
 """
 
 import hashlib
+import os
 import shutil
+import sqlite3
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,20 +31,21 @@ from hypothesis.stateful import (
 
 from millrace.contract import ArtifactReport, Claim, FinishReport, PhaseReport
 from millrace.errors import AttemptFenced
-from millrace.ids import staging_prefix
+from millrace.ids import new_secret, staging_prefix
 from millrace.project import BuildOverrides
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
-from scheduler import attempts, intake, leases, lifecycle, queries
-from scheduler.db import Database, now_ms
+from scheduler import attempts, fleets, intake, leases, lifecycle, queries
+from scheduler.db import Database
 from scheduler.fairness import is_fair
-from scheduler.leases import hash_token
+from scheduler.leases import STOP_GRACE_MS, hash_token
 from scheduler.models import Build, Event, Outbox
 from scheduler.states import HELD, TERMINAL
 from tests.support.records import a_claim_request, a_project, a_report
 
 FARM = Settings(data_dir=Path("unused"), max_attempts=2)
 PROJECTS = {"free": None, "narrow": 1}
+_LEASE_MS = int(FARM.lease_ttl_s * 1000)
 WHICH = st.integers(0, 3)
 _ENDS: dict[Verdict, tuple[Reason, BuildState | None]] = {
     Verdict.SUCCEEDED: (Reason.SUCCEEDED, BuildState.SUCCEEDED),
@@ -60,11 +66,19 @@ class Model:
     state: BuildState = BuildState.QUEUED
     attempt_no: int = 0
     faults: int = 0
-    stop_wished: bool = False
+    stop_wished_ms: int | None = None
+    not_before_ms: int = 0
+    lease_until_ms: int = 0
+    token: str = ""
+    waits_too_long: bool = False
     reason: Reason | None = None
     visible: str | None = None
     logged: int = 0
     reported: dict[int, FinishReport] = field(default_factory=dict)
+
+    @property
+    def stop_wished(self) -> bool:
+        return self.stop_wished_ms is not None
 
     @property
     def held(self) -> bool:
@@ -73,13 +87,15 @@ class Model:
     def end(self, state: BuildState, reason: Reason) -> None:
         self.state, self.reason = state, reason
 
-    def give_back(self, reason: Reason) -> None:
+    def give_back(self, reason: Reason, now: int) -> None:
         if self.stop_wished:
             self.end(BuildState.STOPPED, Reason.CANCELLED)
             return
         self.faults += 1
         if self.faults < FARM.max_attempts:
             self.state = BuildState.QUEUED
+            if reason is not Reason.WORKER_LOST:
+                self.not_before_ms = now + lifecycle.backoff_ms(self.faults)
         else:
             self.end(BuildState.FAULT, reason)
 
@@ -93,19 +109,52 @@ class Records(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mr-machine-"))
         shutil.copy(self.template, self.folder / "records.db")
-        self.db = Database(f"sqlite:///{self.folder / 'records.db'}")
+        self.clock_ms = 1_800_000_000_000
+        self.paused = False
+        self.last_token = ""
+        self.db = self.open()
         self.model: dict[str, Model] = {}
         self.keys: dict[str, str] = {}
         self.claims: list[Claim] = []
         self.turn = 0
         for project in PROJECTS:
             self.submit(project, None, 0)
-            self.claim(True)
+            self.claim(True, False)
+
+    def open(self) -> Database:
+        db = Database(f"sqlite:///{self.folder / 'records.db'}")
+
+        @sa.event.listens_for(db.engine, "connect")
+        def set_clock(connection: sqlite3.Connection, _record: object) -> None:
+            connection.create_function("julianday", -1, lambda *_: 2440587.5 + self.clock_ms / 86_400_000)
+
+        return db
 
     def teardown(self) -> None:
-        if hasattr(self, "db"):
+        if not hasattr(self, "db"):
+            return
+        try:
+            if sys.exc_info()[0] is None:
+                self.drain()
+        finally:
             self.db.dispose()
             shutil.rmtree(self.folder)
+
+    def drain(self) -> None:
+        """Time passes, and a worker is there: then every build ends."""
+        self.pause(False)
+        for _ in range(6 * len(self.model)):
+            if all(model.state in TERMINAL for model in self.model.values()):
+                break
+            self.advance(130)
+            self.sweep(False)
+            known = len(self.claims)
+            self.claim(True, False)
+            if len(self.claims) > known:
+                self.finish(0, Verdict.SUCCEEDED, False)
+        assert all(model.state in TERMINAL for model in self.model.values())
+        self.the_records_are_as_the_model_says()
+        self.each_build_has_one_unbroken_history()
 
     # What clients do
 
@@ -134,19 +183,32 @@ class Records(RuleBasedStateMachine):
         if model.state is BuildState.QUEUED:
             model.end(BuildState.STOPPED, Reason.CANCELLED)
         elif model.held:
-            model.stop_wished = True
+            model.stop_wished_ms = model.stop_wished_ms or self.clock_ms
 
     # What workers do
 
-    @rule(answer_arrives=st.booleans())
-    def claim(self, answer_arrives: bool) -> None:
+    @rule(answer_arrives=st.booleans(), repeats=st.booleans())
+    def claim(self, answer_arrives: bool, repeats: bool) -> None:
+        if not repeats or not self.last_token:
+            self.last_token = new_secret("att")
+        mine = [build for build, model in self.model.items() if model.held and model.token == self.last_token]
         busy = {name: sum(m.held for m in self.model.values() if m.project == name) for name in PROJECTS}
         fit = {
             build: model
             for build, model in self.model.items()
-            if model.state is BuildState.QUEUED and busy[model.project] < (PROJECTS[model.project] or 99)
+            if model.state is BuildState.QUEUED
+            and not self.paused
+            and model.not_before_ms <= self.clock_ms
+            and busy[model.project] < (PROJECTS[model.project] or 99)
         }
-        claimed = leases.claim(self.db, a_claim_request(), FARM)
+        claimed = leases.claim(self.db, a_claim_request(token=self.last_token), FARM)
+        if mine:  # the same request again: the same answer, and a whole lease
+            assert claimed is not None
+            model = self.model[mine[0]]
+            assert (claimed.build_id, claimed.attempt_no) == (mine[0], model.attempt_no)
+            model.lease_until_ms = self.clock_ms + _LEASE_MS
+            self.claims.append(claimed)
+            return
         assert (claimed is None) == (not fit)
         if claimed is None:
             return
@@ -157,6 +219,7 @@ class Records(RuleBasedStateMachine):
         assert busy[model.project] == min(busy[m.project] for m in best.values())
         assert claimed.build_id == next(build for build, m in best.items() if m.project == model.project)  # the oldest of it
         model.state, model.attempt_no, model.logged = BuildState.CLAIMED, model.attempt_no + 1, 0
+        model.token, model.lease_until_ms = self.last_token, self.clock_ms + _LEASE_MS
         assert claimed.attempt_no == model.attempt_no
         if answer_arrives:
             self.claims.append(claimed)
@@ -180,6 +243,15 @@ class Records(RuleBasedStateMachine):
             return
         reply = leases.renew(self.db, claim.build_id, claim.attempt_no, hash_token(claim.token), FARM)
         assert reply.cancel_requested == model.stop_wished
+        model.lease_until_ms = self.clock_ms + _LEASE_MS
+
+    @rule(which=WHICH, verdict=st.sampled_from(Verdict))
+    def forge(self, which: int, verdict: Verdict) -> None:
+        claim, wrong = self.told(which), hash_token("another")
+        with pytest.raises(AttemptFenced):
+            leases.renew(self.db, claim.build_id, claim.attempt_no, wrong, FARM)
+        with pytest.raises(AttemptFenced):
+            lifecycle.finish(self.db, claim.build_id, claim.attempt_no, wrong, a_report(verdict, _ENDS[verdict][0]))
 
     @rule(which=WHICH, phase=st.sampled_from([PhaseType.BUILD, PhaseType.UPLOAD_ARTIFACTS]))
     def phase(self, which: int, phase: PhaseType) -> None:
@@ -238,7 +310,7 @@ class Records(RuleBasedStateMachine):
             if model.stop_wished or verdict is Verdict.STOPPED:
                 model.end(BuildState.STOPPED, Reason.CANCELLED)
             elif then is None:
-                model.give_back(reason)
+                model.give_back(reason, self.clock_ms)
             else:
                 model.end(then, reason)
                 model.visible = item.name
@@ -252,32 +324,53 @@ class Records(RuleBasedStateMachine):
 
     # What the farm does
 
-    def some(self, which: int, *, held: bool) -> str | None:
-        """One of the builds that are held, or that wait."""
-        fit = [build for build, m in self.model.items() if (m.held if held else m.state is BuildState.QUEUED)]
-        return fit[which % len(fit)] if fit else None
+    @rule(seconds=st.sampled_from([1, 3, 9, 31, 130]))
+    def advance(self, seconds: int) -> None:
+        self.clock_ms += 1000 * seconds
 
-    @rule(which=WHICH)
-    def lose_the_lease(self, which: int) -> None:
-        build = self.some(which, held=True)
-        if build is None:
-            assert leases.expire(self.db) == []
-            return
-        with self.db.transaction() as session:
-            session.execute(sa.update(Build).where(Build.id == build).values(lease_expires_ms=now_ms() - 1))
-        assert leases.expire(self.db) == [build]
-        self.model[build].give_back(Reason.WORKER_LOST)
+    @rule(on=st.booleans())
+    def pause(self, on: bool) -> None:
+        if on:
+            fleets.pause(self.db, "default", by="t", why="")
+        else:
+            fleets.resume(self.db, "default")
+        self.paused = on
+
+    @rule(twins=st.booleans())
+    def sweep(self, twins: bool) -> None:
+        """One round, or two schedulers that both believe that they lead."""
+        lost = {build for build, m in self.model.items() if m.held and m.lease_until_ms < self.clock_ms}
+        assert self.by_both(twins, leases.expire) == sorted(lost)
+        for build in lost:
+            self.model[build].give_back(Reason.WORKER_LOST, self.clock_ms)
+        late = {build for build, m in self.model.items() if m.waits_too_long and m.state is BuildState.QUEUED}
+        deaf = {
+            build
+            for build, m in self.model.items()
+            if m.held and m.stop_wished_ms is not None and m.stop_wished_ms + STOP_GRACE_MS < self.clock_ms
+        }
+        assert self.by_both(twins, leases.enforce_deadlines) == sorted(late | deaf)
+        for build in late:
+            self.model[build].end(BuildState.TIMED_OUT, Reason.QUEUE_TIMEOUT)
+        for build in deaf:
+            self.model[build].end(BuildState.STOPPED, Reason.CANCELLED)
+
+    def by_both(self, twins: bool, act: Callable[[Database], list[str]]) -> list[str]:
+        """What one scheduler ended, or two at the same time did together; none twice."""
+        if not twins:
+            return sorted(act(self.db))
+        with ThreadPoolExecutor(2) as pool:
+            return sorted(build for ended in pool.map(act, [self.db, self.db]) for build in ended)
 
     @rule(which=WHICH)
     def wait_too_long(self, which: int) -> None:
-        build = self.some(which, held=False)
-        if build is None or which:
+        fit = [build for build, m in self.model.items() if m.state is BuildState.QUEUED]
+        if not fit or which:
             return
-        model = self.model[build]
+        self.model[fit[0]].waits_too_long = True
         with self.db.transaction() as session:
-            session.execute(sa.update(Build).where(Build.id == build).values(queue_deadline_ms=now_ms() - 1))
-        assert leases.enforce_deadlines(self.db) == [build]
-        model.end(BuildState.TIMED_OUT, Reason.QUEUE_TIMEOUT)
+            session.execute(sa.update(Build).where(Build.id == fit[0]).values(queue_deadline_ms=self.clock_ms - 1))
+        self.sweep(False)
 
     @rule(when=st.integers(0, 3))
     def restart(self, when: int) -> None:
@@ -285,7 +378,7 @@ class Records(RuleBasedStateMachine):
             return
         before = [queries.get_build(self.db, build) for build in self.model]
         self.db.dispose()
-        self.db = Database(self.db.url)
+        self.db = self.open()
         assert [queries.get_build(self.db, build) for build in self.model] == before
 
     # What must always hold
@@ -334,10 +427,7 @@ def _drop(_logger: object, _name: str, _event: object) -> "structlog.typing.Even
     raise structlog.DropEvent
 
 
-def test_no_order_of_calls_loses_doubles_or_contradicts_a_build(
-    tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lifecycle, "backoff_ms", lambda _faults: 0)  # the machine has no clock to wait by
+def test_no_order_of_calls_loses_doubles_or_contradicts_a_build(tmp_path: Path, quiet: None) -> None:
     template = Database(f"sqlite:///{tmp_path / 'template.db'}")
     template.migrate()
     for name, limit in PROJECTS.items():
@@ -347,7 +437,7 @@ def test_no_order_of_calls_loses_doubles_or_contradicts_a_build(
     run_state_machine_as_test(
         Records,
         settings=settings(
-            max_examples=50,
+            max_examples=int(os.environ.get("EXAMPLES", "50")),
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
