@@ -106,6 +106,12 @@ bench: setup ## Measure, against a bare yardstick in the same run
 	@$(BIN)/python -m tests.benchmarks.starts
 	@$(BIN)/python -m tests.benchmarks.logs
 
+race: services ## Measure Millrace beside bare Docker, Buildbot and gitlab-ci-local, half an hour; makes docs/performance.md
+	@$(BIN)/python -m tests.benchmarks.race --write
+
+bench-quick: services ## The same without the peers, in three minutes
+	@$(BIN)/python -m tests.benchmarks.race --quick
+
 lock: ## Write the lock files anew from requirements/*.in
 	@scripts/lock
 
