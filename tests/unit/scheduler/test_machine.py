@@ -44,7 +44,11 @@ from scheduler.states import HELD, TERMINAL
 from tests.support.records import a_claim_request, a_project, a_report
 
 FARM = Settings(data_dir=Path("unused"), max_attempts=2)
-PROJECTS = {"free": None, "narrow": 1}
+PROJECTS = {"branch": None, "free": None, "narrow": 1}
+BRANCH = {
+    "source": {"type": "GITHUB", "location": "https://github.com/o/r.git"},
+    "millrace": {"cancelSuperseded": True},
+}
 _LEASE_MS = int(FARM.lease_ttl_s * 1000)
 WHICH = st.integers(0, 3)
 _ENDS: dict[Verdict, tuple[Reason, BuildState | None]] = {
@@ -174,12 +178,19 @@ class Records(RuleBasedStateMachine):
             return
         if key:
             self.keys[scope] = submitted.build_id
+        if project == "branch":  # the newest of a branch is the one that counts
+            for older in self.model.values():
+                if older.project == project:
+                    self.wish_stop(older)
         self.model[submitted.build_id] = Model(project=project, priority=priority)
 
     @rule(which=WHICH)
     def stop(self, which: int) -> None:
         build, model = list(self.model.items())[-1 - which % len(self.model)]
         assert lifecycle.request_stop(self.db, build)
+        self.wish_stop(model)
+
+    def wish_stop(self, model: Model) -> None:
         if model.state is BuildState.QUEUED:
             model.end(BuildState.STOPPED, Reason.CANCELLED)
         elif model.held:
@@ -431,13 +442,13 @@ def test_no_order_of_calls_loses_doubles_or_contradicts_a_build(tmp_path: Path, 
     template = Database(f"sqlite:///{tmp_path / 'template.db'}")
     template.migrate()
     for name, limit in PROJECTS.items():
-        a_project(template, name, concurrentBuildLimit=limit)
+        a_project(template, name, concurrentBuildLimit=limit, **(BRANCH if name == "branch" else {}))
     template.dispose()
     Records.template = tmp_path / "template.db"
     run_state_machine_as_test(
         Records,
         settings=settings(
-            max_examples=int(os.environ.get("EXAMPLES", "50")),
+            max_examples=int(os.environ.get("EXAMPLES", "40")),
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
