@@ -5,6 +5,7 @@ goes with the key and the known_hosts of the worker's own user, and asks nobody 
 """
 
 import contextlib
+import copy
 import json
 import os
 import re
@@ -44,7 +45,11 @@ _UNTRUSTED: Final = re.compile(
     re.IGNORECASE,
 )
 _HARMFUL: Final = re.compile(
-    r"fsck error|index-pack failed|unpack-objects failed|file too large|transport '.*' not allowed", re.I
+    r"fsck error|index-pack failed|invalid index-pack output|unpack-objects failed|file too large|transport '.*' not allowed",
+    re.I,
+)
+_ABSENT: Final = re.compile(
+    r"couldn't find remote ref|repository '.*' not found|does not appear to be a git repository|not our ref|unadvertised object"
 )
 _USERS: Final = {
     SourceType.GITLAB: "oauth2",
@@ -82,6 +87,14 @@ _OPTIONS: Final = (
     "http.lowSpeedTime=60",
     "gc.auto=0",
 )
+
+
+class ServerRefused(BuildProblem):
+    """The server's own word, or one about it: asked again it would say the same."""
+
+
+class HarmfulRepository(ServerRefused):
+    """git refuses what came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +147,8 @@ class Git:
         credential: Credential | None,
     ) -> None:
         self._url, self._folder = url, folder
+        self._where: tuple[str, ...] = ()
+        self._keep: tuple[int, ...] = ()
         self._say, self._stop, self._deadline = say, stop, deadline
         self._home = tempfile.mkdtemp(prefix="millrace-git-")
         # Also as a file, for the processes that git starts itself without handing its -c options on.
@@ -172,13 +187,30 @@ class Git:
         """Let git speak these protocols from here on, and no others."""
         self._environment["GIT_ALLOW_PROTOCOL"] = protocols
 
+    def elsewhere(self, folder: Path, *, bare: bool = False, keep: int | None = None, protocols: str = "") -> "Git":
+        """The same in another folder. `bare`: that is a repository by itself, and none is looked for above it. `keep` is a file
+        that git holds open, and with it the file's lock, however long it outlives us.
+        """
+        other = copy.copy(self)
+        other._folder, other._environment = folder, dict(self._environment)
+        other._where = ("--git-dir=.",) if bare else ()
+        other._keep = () if keep is None else (keep,)
+        if protocols:
+            other.allow(protocols)
+        return other
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless the build is stopped. Raises BuildStopped."""
+        self._stop.wait(seconds)
+        self.check_time()
+
     def close(self) -> None:
         """Remove what git was given as its home."""
         shutil.rmtree(self._home, ignore_errors=True)
 
     def not_found(self, why: str) -> BuildProblem:
         """The problem that there is no such thing on the server."""
-        return BuildProblem(f"git clone of {self._url} failed: {why}", reason=Reason.SOURCE_NOT_FOUND)
+        return ServerRefused(f"git clone of {self._url} failed: {why}", reason=Reason.SOURCE_NOT_FOUND)
 
     def remote(self, *arguments: str, missing_is_2: bool = False) -> str:
         """A git command that talks to the server: tried again where the network fails; its failures named."""
@@ -194,7 +226,7 @@ class Git:
                 self._say(f"The git server does not answer; trying again ({attempt} of {_TRIES - 1})")
                 if self._stop.wait(min(2.0**attempt, max(0.0, self._deadline - time.monotonic()))):
                     break
-        self._check_time()
+        self.check_time()
         raise InfraProblem(
             f"the git server of {self._url} could not be reached: {_last_line(said)}",
             reason=Reason.SOURCE_UNREACHABLE,
@@ -207,14 +239,18 @@ class Git:
         if _DENIED.search(said):
             return self.not_found(f"the server wants credentials, or rejected them ({what})")
         if _UNTRUSTED.search(said):
-            return BuildProblem(
+            return ServerRefused(
                 f"git clone of {self._url} failed: the server is not trusted ({what})",
                 reason=Reason.BAD_SOURCE,
                 hint="Add its host key to the worker's known_hosts, or its CA to the worker's bundle.",
             )
         if _HARMFUL.search(said):
-            return BuildProblem(f"git clone of {self._url} failed: git refuses what it got ({what})", reason=Reason.BAD_SOURCE)
-        return self.not_found(what)
+            return HarmfulRepository(
+                f"git clone of {self._url} failed: git refuses what it got ({what})", reason=Reason.BAD_SOURCE
+            )
+        if _ABSENT.search(said):
+            return self.not_found(what)
+        return BuildProblem(f"git clone of {self._url} failed: {what}", reason=Reason.SOURCE_NOT_FOUND)
 
     def run(self, *arguments: str) -> str:
         """A git command that stays on this host; what it printed. Raises BuildProblem."""
@@ -225,18 +261,19 @@ class Git:
 
     def attempt(self, *arguments: str) -> tuple[int, str, str]:
         """Any git command: its status, what it printed, and what it said of errors. Raises BuildStopped."""
-        self._check_time()
+        self.check_time()
         options = [part for option in _OPTIONS for part in ("-c", option)]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             try:
                 process = subprocess.Popen(
-                    ["git", *options, *arguments],
+                    ["git", *self._where, *options, *arguments],
                     cwd=self._folder,
                     env=self._environment,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
                     start_new_session=True,
+                    pass_fds=self._keep,
                 )
             except FileNotFoundError as error:
                 raise InfraProblem(
@@ -254,7 +291,7 @@ class Git:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-            self._check_time()
+            self.check_time()
             out.seek(0)
             err.seek(0)
             return process.returncode, out.read().decode(errors="replace"), err.read(100_000).decode(errors="replace")
@@ -262,7 +299,8 @@ class Git:
     def _over(self) -> bool:
         return self._stop.is_set() or time.monotonic() > self._deadline
 
-    def _check_time(self) -> None:
+    def check_time(self) -> None:
+        """Raises BuildStopped where the build was stopped, or its time is over."""
         if self._stop.is_set():
             raise BuildStopped("stopped while the source was fetched", reason=Reason.CANCELLED)
         if time.monotonic() > self._deadline:

@@ -12,6 +12,7 @@ from buildenv.buildspec import Buildspec, PhaseSpec
 from buildenv.depot import Depot
 from buildenv.engine import Image
 from buildenv.git import Credential
+from buildenv.mirror import Mirrors
 from buildenv.redact import not_hidden
 from buildenv.workspace import Workspace
 from millrace.contract import Claim, GrantRequest, SecretReference
@@ -43,11 +44,13 @@ class Preparation:
         depot: Depot,
         log: BuildLog,
         git_roots: tuple[Path, ...],
+        mirrors: Path | None,
         ca_bundle: Path | None,
         stop: threading.Event,
         deadline: float,
     ) -> None:
         self._claim, self._workspace, self._depot, self._log = claim, workspace, depot, log
+        self._mirrors = None if mirrors is None else Mirrors(root=mirrors, project=claim.settings.project_name)
         self._git_roots, self._ca_bundle, self._stop, self._deadline = git_roots, ca_bundle, stop, deadline
         self.resolved_version: str | None = None
 
@@ -120,6 +123,7 @@ class Preparation:
             stop=self._stop,
             deadline=self._deadline,
             credential=credential,
+            mirrors=self._mirrors,
         )
         return fetched.resolved_version
 

@@ -92,7 +92,8 @@ class Sink(Protocol):
 class Job:
     """Everything that one attempt needs to know. `workspace` is a folder of its own on the host, which is made and removed.
 
-    `parked` is a container that waits in that workspace; one that does not fit is dropped, and another made.
+    `parked` is a container that waits in that workspace; one that does not fit is dropped, and another made. `mirrors` is the
+    host's folder of mirrors of git repositories, if it keeps any.
     """
 
     claim: Claim
@@ -102,6 +103,7 @@ class Job:
     parked: Parked | None = None
     git_roots: tuple[Path, ...]
     max_artifact_bytes: int
+    mirrors: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +327,7 @@ class _Attempt:
             depot=self._depot,
             log=self._log,
             git_roots=self._job.git_roots,
+            mirrors=self._job.mirrors,
             ca_bundle=self._job.mould.ca_bundle,
             stop=self._stop.event,
             deadline=self._deadline,

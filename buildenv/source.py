@@ -7,6 +7,7 @@ barred; whatever a name or a redirect leads to, it has to speak TLS with a certi
 import ipaddress
 import os
 import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -17,7 +18,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from buildenv.archive import unpack
-from buildenv.git import Credential, Git
+from buildenv.git import Credential, Git, ServerRefused
+from buildenv.mirror import Mirror, Mirrors
 from millrace.contract import Grant, GrantRequest
 from millrace.errors import BuildProblem, InvalidInput, NotFound
 from millrace.project import ProjectSource, check_source_version
@@ -124,8 +126,9 @@ def fetch(
     stop: threading.Event,
     deadline: float,
     credential: Credential | None = None,
+    mirrors: Mirrors | None = None,
 ) -> FetchedSource:
-    """Put the source into the empty folder `dest`. `deadline` is of `time.monotonic`.
+    """Put the source into the empty folder `dest`, with the help of `mirrors` if any. `deadline` is of `time.monotonic`.
 
     Raises BuildProblem (SOURCE_NOT_FOUND, BAD_SOURCE), InfraProblem (SOURCE_UNREACHABLE, STORAGE) or BuildStopped.
     """
@@ -150,7 +153,8 @@ def fetch(
         return _fetch_object(source, dest, grant, download, say)
     git = Git(source.location or "", dest, ca_bundle, say, stop, deadline, credential)
     try:
-        return FetchedSource(resolved_version=_Checkout(source, git, say).checkout(version), repo_url=source.location or "")
+        commit = _Checkout(source, git, dest, say, mirrors).checkout(version)
+        return FetchedSource(resolved_version=commit, repo_url=source.location or "")
     finally:
         git.close()
 
@@ -183,17 +187,25 @@ def _fetch_object(
 class _Checkout:
     """One checkout by the git program."""
 
-    def __init__(self, source: ProjectSource, git: Git, say: Callable[[str], None]) -> None:
-        self._source, self._git, self._say = source, git, say
+    def __init__(self, source: ProjectSource, git: Git, dest: Path, say: Callable[[str], None], mirrors: Mirrors | None) -> None:
+        self._source, self._git, self._dest, self._say = source, git, dest, say
         self._url = source.location or ""
+        self._mirror = Mirror(mirrors, self._url, git, dest, say) if mirrors is not None else None
 
     def checkout(self, version: str | None) -> str:
         """Check `version` out, detached; the full commit id."""
         self._say(f"Cloning {self._url}" + (f" at {version}" if version else ""))
-        self._git.run("init", "--quiet", ".")
-        self._git.run("remote", "add", "origin", self._url)
-        commit = self._fetch(version)
-        self._git.run("checkout", "--quiet", "--force", "--detach", commit, "--")
+        try:
+            commit = self._checked_out(version)
+        except ServerRefused:
+            raise
+        except BuildProblem as problem:
+            if self._mirror is None or not self._mirror.discard(problem.message):
+                raise
+            self._mirror = None
+            for entry in self._dest.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            commit = self._checked_out(version)
         config = self._source.git_submodules_config
         if config is not None and config.fetch_submodules:
             self._git.allow("https:ssh")  # a .gitmodules file is the repository's own word
@@ -201,10 +213,19 @@ class _Checkout:
         self._say(f"Checked out {commit}")
         return commit
 
+    def _checked_out(self, version: str | None) -> str:
+        self._git.run("init", "--quiet", ".")
+        self._git.run("remote", "add", "origin", self._url)
+        commit = self._fetch(version)
+        self._git.run("checkout", "--quiet", "--force", "--detach", commit, "--")
+        return commit
+
     def _fetch(self, version: str | None) -> str:
         depth = self._source.git_clone_depth or 0
         pinned = _PINNED.fullmatch(version or "")
         if pinned is not None:
+            if self._mirror is not None:
+                self._mirror.fetch_all()
             self._fetch_ref(pinned["ref"], 0)
             return self._commit(pinned["commit"], version)
         if version and _COMMIT.fullmatch(version):
@@ -213,12 +234,9 @@ class _Checkout:
         if ref is None:  # no branch and no tag: perhaps the beginning of a commit id
             self._fetch_all()
             return self._commit(version or "HEAD", version)
-        if depth:
-            self._fetch_ref(ref, depth)
-            return self._commit("FETCH_HEAD", version)
-        self._fetch_all()
-        self._fetch_ref(ref, 0)
-        return self._commit("FETCH_HEAD", version)
+        if not depth:
+            self._fetch_all()
+        return self._commit(self._fetch_ref(ref, depth), version)
 
     def _fetch_commit(self, commit: str, depth: int) -> str:
         if depth:
@@ -257,11 +275,16 @@ class _Checkout:
         return found
 
     def _fetch_all(self) -> None:
-        self._git.remote("fetch", "--quiet", "--tags", "--force", "origin", "+refs/heads/*:refs/remotes/origin/*")
+        if self._mirror is None or not self._mirror.fetch_all():
+            self._git.remote("fetch", "--quiet", "--tags", "--force", "origin", "+refs/heads/*:refs/remotes/origin/*")
 
-    def _fetch_ref(self, ref: str, depth: int) -> None:
-        shallow = [f"--depth={depth}"] if depth else []
-        self._git.remote("fetch", "--quiet", "--no-tags", *shallow, "origin", ref)
+    def _fetch_ref(self, ref: str, depth: int) -> str:
+        """Have a ref, or a commit, here; what it is called."""
+        found = self._mirror.fetch_ref(ref, depth) if depth and self._mirror is not None else None
+        if found is None:
+            shallow = [f"--depth={depth}"] if depth else []
+            self._git.remote("fetch", "--quiet", "--no-tags", *shallow, "origin", ref)
+        return found or "FETCH_HEAD"
 
     def _commit(self, name: str, version: str | None) -> str:
         status, output, _said = self._git.attempt("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")

@@ -126,6 +126,12 @@ class Settings(BaseSettings):
     ] = None
     pids_limit: Annotated[int, Field(ge=16, description="Processes that a build may have.")] = 4096
 
+    mirrors_bytes: Annotated[
+        int,
+        Field(ge=0, description="Disk that a worker's mirrors of git repositories may take; 0: no mirrors."),
+    ] = 20 * 1024**3
+    mirrors_days: Annotated[float, Field(gt=0, description="Days without use after which a mirror is removed.")] = 14
+
     min_free_bytes: Annotated[int, Field(ge=0, description="Free disk below which a worker claims nothing.")] = 2 * 1024**3
     min_free_inodes_percent: Annotated[
         float, Field(ge=0, le=100, description="Share of free inodes, in percent, below which a worker claims nothing.")
@@ -208,6 +214,11 @@ class Settings(BaseSettings):
     def workspaces(self) -> Path:
         """The folder of a worker's workspaces."""
         return (self.work_dir or self.home / "work").expanduser().resolve()
+
+    @property
+    def mirrors(self) -> Path:
+        """The folder of a worker's mirrors of git repositories."""
+        return self.home / "mirrors"
 
     @property
     def host(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from celery import Celery
 from celery.worker import WorkController
 
+from buildenv.mirror import prune
 from millrace.errors import InvalidInput, Unavailable
 from millrace.failpoints import guard
 from millrace.ids import new_worker_id
@@ -16,6 +17,7 @@ from millrace.log import get_logger
 from millrace.settings import Settings, for_children
 from worker.control import Control
 from worker.engines import make_engine
+from worker.headroom import lack_of_room
 from worker.janitor import Janitor
 from worker.lot import Lot
 from worker.nursery import Nursery
@@ -70,7 +72,7 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     children = for_children(environ)
     worker_id = settings.worker_id or new_worker_id(settings.host)
     engine = make_engine(settings.engine, settings.docker_host, children)
-    janitor = Janitor(engine, settings.workspaces)
+    janitor = Janitor(engine, settings.workspaces, lambda: prune_mirrors(settings))
     control = guard(Control(settings.api, settings.worker_token.get_secret_value()), "verb", Unavailable)
     nursery = Nursery(children)
     lot = Lot(nursery, lambda place, mould: make_park_order(place, mould, worker_id, settings), settings.parked)
@@ -107,6 +109,18 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     control.close()
     log.info("worker.stopped", worker_id=worker_id)
     return 0
+
+
+def prune_mirrors(settings: Settings) -> int:
+    """Remove the mirrors of repositories that are too old or too much, or in the way of builds; how many went."""
+
+    def is_short() -> bool:
+        percent = settings.min_free_inodes_percent
+        return bool(lack_of_room([settings.mirrors], min_free_bytes=settings.min_free_bytes, min_free_inodes_percent=percent))
+
+    return prune(
+        settings.mirrors, most_bytes=settings.mirrors_bytes, most_age_s=settings.mirrors_days * 86_400, is_short=is_short
+    )
 
 
 def bells_waiting(app: Celery, fleet: str) -> int | None:

@@ -147,6 +147,7 @@ def _job(order: Order, here: ParkOrder, parked: Parked | None) -> Job:
         parked=parked,
         git_roots=order.git_roots,
         max_artifact_bytes=order.max_artifact_bytes,
+        mirrors=order.mirrors,
     )
 
 

@@ -1,4 +1,4 @@
-"""Removes what dead attempts left on this host: containers with our labels, and workspaces.
+"""Removes what dead attempts left on this host, containers with our labels and workspaces, and what mirrors take too much room.
 
 An attempt lives as long as its process holds the lock of its workspace. A container or workspace whose lock is free, and
 which is older than a start takes, belongs to nobody.
@@ -7,7 +7,7 @@ which is older than a start takes, belongs to nobody.
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -27,18 +27,21 @@ YOUNG_S: Final = 15.0
 
 
 class Janitor:
-    """Looks after one host's `workspaces` folder and its containers. Other farms on the host are left alone."""
+    """Looks after one host's `workspaces` folder and its containers. Other farms on the host are left alone. `prune` is a chore
+    that each round has beside that.
+    """
 
-    def __init__(self, engine: Engine, workspaces: Path) -> None:
-        self._engine, self._workspaces = engine, workspaces
+    def __init__(self, engine: Engine, workspaces: Path, prune: Callable[[], object] = lambda: None) -> None:
+        self._engine, self._workspaces, self._prune = engine, workspaces, prune
 
     def run_forever(self, stop: threading.Event) -> None:
         """A round at once, and one each `ROUND_S`."""
         while not stop.is_set():
-            try:
-                self.clean()
-            except (MillraceError, OSError) as error:
-                log.warning("janitor.failed", why=str(error))
+            for chore in (self.clean, self._prune):
+                try:
+                    chore()
+                except (MillraceError, OSError) as error:
+                    log.warning("janitor.failed", why=str(error))
             stop.wait(ROUND_S)
 
     def clean(self, *, young_s: float = YOUNG_S) -> int:

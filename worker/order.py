@@ -38,6 +38,7 @@ class Order(Shape):
     mould: Mould
     git_roots: tuple[Path, ...]
     max_artifact_bytes: int
+    mirrors: Path | None
 
 
 _BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -88,4 +89,5 @@ def make_order(claim: Claim, claimed_at_s: float, mould: Mould, settings: Settin
         mould=mould,
         git_roots=settings.git_roots,
         max_artifact_bytes=settings.max_upload_bytes,
+        mirrors=settings.mirrors if settings.mirrors_bytes else None,
     )

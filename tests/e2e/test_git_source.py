@@ -1,5 +1,6 @@
 """Builds whose source is a git repository, through the whole farm."""
 
+import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,26 @@ def test_a_retry_builds_the_commit_though_the_branch_moved_on(farm: Farm, reposi
     log = farm.log_of(retried["id"])
     assert f"on {first['resolvedSourceVersion']}" in log
     assert "version moving" in log
+
+
+def test_a_build_that_wrecks_its_checkout_leaves_the_mirror_as_it_was(farm: Farm, repository: Path) -> None:
+    def mirrored() -> dict[str, str]:
+        files = (farm.home / "data" / "mirrors").rglob("*.pack")
+        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+    wreck = (
+        "      - for f in $(find .git -type f); do chmod u+w $f && echo wrecked > $f; done\n"
+        "      - rm -rf .git/objects && cat /proc/self/mountinfo\n"
+    )
+    for depth in (0, 1):
+        source = {"gitCloneDepthOverride": depth}
+        build(farm, str(repository), **source)
+        assert (before := mirrored())
+        wrecked = build(farm, str(repository), **source, buildspecOverride=SPEC + wreck)
+        assert wrecked["buildStatus"] == "SUCCEEDED"
+        assert "/data/mirrors" not in farm.log_of(wrecked["id"])
+        assert before.items() <= mirrored().items()  # a fetch of nothing leaves an empty pack
+        after = build(farm, str(repository), **source)
+        log = farm.log_of(after["id"])
+        assert (after["buildStatus"], "mirror of the repository: 0 bytes were new" in log) == ("SUCCEEDED", True)
+        assert "content 1" in log

@@ -127,6 +127,8 @@ class GitServer:
     """While it is cleared, packs are held back."""
     holding: threading.Event = field(default_factory=threading.Event)
     seen: list[str] = field(default_factory=list)
+    sent: int = 0
+    """Bytes of all its answers."""
 
 
 @contextlib.contextmanager
@@ -208,6 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         head, _, content = done.stdout.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if ": " in line)
         status = int(headers.pop("Status", "200").split()[0])
+        state.sent += len(content)
         self._answer(status, headers, content)
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:

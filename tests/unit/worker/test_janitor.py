@@ -1,6 +1,7 @@
 """The janitor, with an engine that loses some of its words."""
 
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from buildenv.engine import LABEL_PLACE, LABEL_WORKSPACES, Leftover
 from buildenv.fake_engine import FakeEngine
 from millrace.errors import InfraProblem
 from millrace.locks import held
+from millrace.settings import Settings
 from millrace.vocabulary import Reason
+from worker.app import prune_mirrors
 from worker.attempt import lock_of
 from worker.janitor import Janitor
 
@@ -83,3 +86,34 @@ def test_a_place_whose_container_stays_keeps_its_folder_for_the_next_round(tmp_p
     host.stuck.clear()
     janitor.clear("place-a")
     assert (host.places, left.exists()) == ([], False)
+
+
+def test_a_round_prunes_though_the_engine_is_away(tmp_path: Path) -> None:
+    class Gone(Host):
+        def leftovers(self, labels: Mapping[str, str]) -> Iterable[Leftover]:
+            raise OSError("no engine at all")
+
+    stop, rounds = threading.Event(), []
+
+    def prune() -> None:
+        rounds.append(1)
+        stop.set()
+
+    Janitor(Gone(tmp_path, []), tmp_path, prune).run_forever(stop)
+    assert rounds == [1]
+
+
+def test_mirrors_go_where_they_are_too_much_too_old_or_in_the_way(tmp_path: Path) -> None:
+    def left(**settings: object) -> bool:
+        packs = tmp_path / "mirrors" / "a" / "objects" / "pack"
+        packs.mkdir(parents=True, exist_ok=True)
+        (packs / "one.pack").write_bytes(b"x" * 100)
+        (tmp_path / "mirrors" / "a.lock").touch()
+        removed = prune_mirrors(Settings(data_dir=tmp_path, **settings))
+        assert removed == (not packs.exists())
+        return packs.exists()
+
+    assert left(min_free_bytes=0, min_free_inodes_percent=0)
+    assert not left(mirrors_bytes=99, min_free_bytes=0, min_free_inodes_percent=0)
+    assert not left(mirrors_days=1e-9, min_free_bytes=0, min_free_inodes_percent=0)
+    assert not left(min_free_bytes=2**60, min_free_inodes_percent=0)
