@@ -37,6 +37,8 @@ _LAST_LOG_S: Final = 60.0
 """How long the end of a log is still tried to be sent before the verdict goes without it."""
 EXIT_UNREPORTED: Final = 70
 REPORTED: Final = b"reported"
+TROUBLED: Final = b"troubled"
+"""It reported, and that our side failed."""
 UNREPORTED: Final = b"unreported"
 
 
@@ -60,8 +62,8 @@ class _Sink:
         self.marks[name] = clock.now_ms()
 
 
-def execute(order: Order, here: ParkOrder, parked: Parked | None, engine: Engine, stop: StopSignal, later: ExitStack) -> bool:
-    """Carry the attempt from its claim to its report. False where the report did not reach the API.
+def execute(order: Order, here: ParkOrder, parked: Parked | None, engine: Engine, stop: StopSignal, later: ExitStack) -> bytes:
+    """Carry the attempt from its claim to its report: REPORTED, TROUBLED, or UNREPORTED where the API was not reached.
 
     What is left of it when the report is made goes when `later` is closed.
     """
@@ -83,9 +85,11 @@ def execute(order: Order, here: ParkOrder, parked: Parked | None, engine: Engine
     try:
         result = _result(_job(order, here, parked), engine, sink, control, stop, later)
         if result is None:
-            return True
+            return REPORTED
         footer = shipper.close(_LAST_LOG_S)
-        return _report(control, result, footer, phases.close(_LAST_LOG_S), sink.marks)
+        if not _report(control, result, footer, phases.close(_LAST_LOG_S), sink.marks):
+            return UNREPORTED
+        return TROUBLED if result.verdict in (Verdict.FAULT, Verdict.HANDED_BACK) else REPORTED
     finally:
         heartbeat.end()
         control.close()
@@ -228,5 +232,5 @@ def _carry(order: Order, here: ParkOrder, parked: Parked | None, engine: Engine,
         with ExitStack() as later:
             reported = execute(order, here, parked, engine, stop, later)
             with suppress(OSError):  # the worker has gone; the API knows all the same
-                talk.send_bytes(REPORTED if reported else UNREPORTED)
-    return 0 if reported else EXIT_UNREPORTED
+                talk.send_bytes(reported)
+    return EXIT_UNREPORTED if reported == UNREPORTED else 0

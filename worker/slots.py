@@ -14,7 +14,7 @@ from millrace.ids import new_secret
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.vocabulary import Reason, Verdict
-from worker.attempt import REPORTED
+from worker.attempt import REPORTED, TROUBLED
 from worker.control import AttemptControl, Control
 from worker.headroom import lack_of_room
 from worker.janitor import Janitor
@@ -198,7 +198,9 @@ class Slots:
     def _watch(self, running: _Running) -> None:
         claim, key = running.claim, (running.claim.build_id, running.claim.attempt_no)
         said = running.child.receive()
-        if said == REPORTED:
+        if said == TROUBLED:
+            self._seen = None  # the engine may have failed: it is asked before the next claim
+        if said in (REPORTED, TROUBLED):
             with self._changed:
                 self._leaving[key] = self._running.pop(key)
                 self._changed.notify_all()
@@ -206,7 +208,8 @@ class Slots:
         while running.child.receive() is not None:
             pass
         running.child.close()
-        if said != REPORTED:
+        if said not in (REPORTED, TROUBLED):
+            self._seen = None
             log.warning("attempt.lost", build_id=claim.build_id, attempt_no=claim.attempt_no, place=running.place)
             self._clear(running.place)
             self._hand_back(claim, "its report was not taken" if said else "it ended without a word")

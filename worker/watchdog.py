@@ -20,8 +20,8 @@ EXIT_DEAF: Final = 75
 _ROUND_S: Final = 5.0
 STUCK_S: Final = 180.0
 """How long one turn of the loop may take: longer than the calls in it, which all have a time limit."""
-DEAF_S: Final = 45.0
-"""How long bells may wait, while none is heard: longer than the consumer needs to see that its connection is dead."""
+DEAF_S: Final = 120.0
+"""How long bells may wait, while none is heard: longer than most troubles of Redis last, as it asks for builds all the same."""
 
 
 class Watchdog:
