@@ -290,16 +290,18 @@ def _command(*words: str) -> Callable[[Stage], None]:
     return story
 
 
-def _pid_of_scheduler(stage: Stage) -> int:
-    """0 while it waits to be started again."""
+def _scheduler(stage: Stage) -> int:
+    """Its process, once it heeds signals; 0 while it starts, or waits to be started."""
     with suppress(AssertionError):
-        return stage.farm.pid_of("millrace.cli scheduler")
+        pid = stage.farm.pid_of("millrace.cli scheduler")
+        time.sleep(3)
+        return pid if stage.farm.pid_of("millrace.cli scheduler") == pid else 0
     return 0
 
 
 def _resigned(stage: Stage) -> None:
     stage.arm()
-    os.kill(wait_until(lambda: _pid_of_scheduler(stage), 60), signal.SIGTERM)
+    os.kill(wait_until(lambda: _scheduler(stage), 60), signal.SIGTERM)
     stage.ended(stage.ask("rich"))
 
 
