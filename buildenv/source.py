@@ -236,6 +236,9 @@ class _Checkout:
             return self._commit(version or "HEAD", version)
         if not depth:
             self._fetch_all()
+            here = ref.replace("refs/heads/", "refs/remotes/origin/", 1)
+            if self._git.attempt("show-ref", "--verify", "--quiet", "--", here)[0] == 0:  # it came with all the others
+                return self._commit(here, version)
         return self._commit(self._fetch_ref(ref, depth), version)
 
     def _fetch_commit(self, commit: str, depth: int) -> str:

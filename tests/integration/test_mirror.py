@@ -106,6 +106,9 @@ def test_the_second_build_fetches_only_what_is_new(
     assert build.said[1].startswith("Used")
     assert (build.readme(), build.new_bytes()) == ("fourth", 0)
     assert server.sent - sent < 5_000
+    server.seen.clear()
+    build("main", depth)
+    assert len(server.seen) == (5 if depth else 4), "no more than to look the branch up and to fetch"
     commit, sent = repository.commit("main", {"README": "fifth\n"}), server.sent
     assert build("main", depth).resolved_version == commit
     assert build.readme() == "fifth"

@@ -1,0 +1,130 @@
+"""The checkout of a repository with a long history: by itself, with the first mirror of a worker, and with one that is there.
+
+Run by `make bench`. The repository is a made one, by a seed, and is fetched by its path: the network of a real server is not in
+the figures, so what a mirror saves is more there. The mirror that is there lacks one commit each time.
+"""
+
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from buildenv.mirror import Mirrors
+from buildenv.source import fetch
+from millrace.contract import Grant, GrantRequest
+from millrace.project import ProjectSource
+from millrace.vocabulary import SourceType
+
+SAMPLES = int(os.environ.get("SAMPLES", "3"))
+COMMITS = int(os.environ.get("COMMITS", "20000"))
+SEED = 7
+_FILES = 2000
+_FILE_BYTES = 6000
+_CHANGE_BYTES = 5000
+
+
+def history() -> Iterator[bytes]:
+    """Commits for `git fast-import`: the first one brings all files, each other one changes most of one file."""
+    dice = random.Random(SEED)
+    files = [dice.randbytes(_FILE_BYTES // 2).hex().encode() for _ in range(_FILES)]
+    for number in range(COMMITS):
+        yield b"commit refs/heads/main\ncommitter T <t@example.org> %d +0000\ndata 2\nA\n" % (1_700_000_000 + number)
+        for at in range(_FILES) if number == 0 else (dice.randrange(_FILES),):
+            where = dice.randrange(_FILE_BYTES)
+            files[at] = files[at][:where] + dice.randbytes(_CHANGE_BYTES // 2).hex().encode() + files[at][where + _CHANGE_BYTES :]
+            path = b"d%d/e%d/f%d.txt" % (at % 10, at % 97, at)
+            yield b"M 100644 inline %s\ndata %d\n%s\n" % (path, len(files[at]), files[at])
+
+
+def make_repository(path: Path) -> None:
+    """At `path`, bare, in one pack."""
+    subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", path], check=True)
+    with subprocess.Popen(["git", "fast-import", "--quiet"], cwd=path, stdin=subprocess.PIPE) as importing:
+        assert importing.stdin is not None
+        importing.stdin.writelines(history())
+        importing.stdin.close()
+        if importing.wait() != 0:
+            raise AssertionError("git fast-import failed")
+
+
+def add_commit(path: Path) -> None:
+    """One more, that changes nothing."""
+    who = ["-c", "user.name=T", "-c", "user.email=t@example.org"]
+    made = subprocess.run(
+        ["git", *who, "commit-tree", "-m", "more", "-p", "main", "main^{tree}"], cwd=path, check=True, capture_output=True
+    )
+    subprocess.run(["git", "update-ref", "refs/heads/main", made.stdout.decode().strip()], cwd=path, check=True)
+
+
+def _nothing(*_: object) -> Grant:
+    raise AssertionError("a git source asks the store for nothing")
+
+
+def _no_grant(request: GrantRequest) -> Grant:
+    return _nothing(request)
+
+
+def _no_download(grant: Grant, path: Path) -> None:
+    _nothing(grant, path)
+
+
+def checkout(folder: Path, depth: int, mirrors: Mirrors | None) -> float:
+    """Seconds that a checkout of `main` takes."""
+    said: list[str] = []
+    began = time.monotonic()
+    fetch(
+        ProjectSource(type=SourceType.GIT, location=str(folder / "repository.git"), git_clone_depth=depth),
+        "main",
+        folder / "checkout",
+        grant=_no_grant,
+        download=_no_download,
+        git_roots=(folder,),
+        ca_bundle=None,
+        say=said.append,
+        stop=threading.Event(),
+        deadline=time.monotonic() + 600,
+        mirrors=mirrors,
+    )
+    took_s = time.monotonic() - began
+    if mirrors is not None and not any("this worker's mirror of the repository: " in line for line in said):
+        raise AssertionError(f"no mirror was used: {said}")
+    shutil.rmtree(folder / "checkout")
+    return took_s
+
+
+def measure(folder: Path, depth: int) -> tuple[float, float, float]:
+    """Median seconds: by itself, with the first mirror, with one that is there."""
+    taken: list[tuple[float, float, float]] = []
+    for _ in range(SAMPLES):
+        shutil.rmtree(folder / "mirrors", ignore_errors=True)
+        mirrors = Mirrors(root=folder / "mirrors", project="bench")
+        direct, first = checkout(folder, depth, None), checkout(folder, depth, mirrors)
+        add_commit(folder / "repository.git")
+        taken.append((direct, first, checkout(folder, depth, mirrors)))
+    direct, first, again = (statistics.median(column) for column in zip(*taken, strict=True))
+    return direct, first, again
+
+
+def main() -> None:
+    """Whole, and with a depth of 1."""
+    with tempfile.TemporaryDirectory(prefix="millrace-bench-") as name:
+        folder = Path(name)
+        make_repository(folder / "repository.git")
+        packed = sum(file.stat().st_size for file in (folder / "repository.git" / "objects" / "pack").iterdir())
+        print(f"checkout of {COMMITS} commits, {packed / 1e6:.0f} MB packed, seed {SEED}, {SAMPLES} samples:")  # noqa: T201
+        for what, depth in (("whole", 0), ("depth 1", 1)):
+            direct, first, again = measure(folder, depth)
+            print(  # noqa: T201  # this is its output
+                f"  {what}: with a mirror that is there {again / direct:.2f} x one by itself ({again:.2f} s, {direct:.2f} s), "
+                f"with the first mirror {first / direct:.2f} x ({first:.2f} s)"
+            )
+
+
+if __name__ == "__main__":
+    main()
