@@ -106,6 +106,7 @@ bench: setup ## Measure, against a bare yardstick in the same run
 	@$(BIN)/python -m buildenv.images build >/dev/null
 	@$(BIN)/python -m tests.benchmarks.starts
 	@$(BIN)/python -m tests.benchmarks.logs
+	@$(BIN)/python -m tests.benchmarks.logpath
 
 race: services ## Measure Millrace beside bare Docker, Buildbot and gitlab-ci-local, half an hour; makes docs/performance.md
 	@$(BIN)/python -m tests.benchmarks.race --write

@@ -28,7 +28,7 @@ OLDEST_PROTOCOL: Final = 1
 
 LOG_OFFSET_HEADER: Final = "X-Millrace-Offset"
 LOG_SHA256_HEADER: Final = "X-Millrace-Sha256"
-MAX_LOG_CHUNK_BYTES: Final = 256 * 1024
+MAX_LOG_CHUNK_BYTES: Final = 2 * 1024 * 1024
 
 
 class ClaimRequest(Shape):
