@@ -145,7 +145,7 @@ class Mirror:
                 fcntl.flock(lock, fcntl.LOCK_SH)
             taken = take(git, folder)
         except InfraProblem as problem:
-            if git.attempt("fsck", "--connectivity-only", "--no-dangling")[0] == 0:
+            if folder.exists() and git.attempt("fsck", "--connectivity-only", "--no-dangling")[0] == 0:
                 raise
             raise _Damaged(problem.message) from problem
         except (BuildProblem, OSError) as problem:

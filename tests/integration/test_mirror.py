@@ -16,7 +16,7 @@ import structlog.testing
 from buildenv.git import Credential
 from buildenv.mirror import Mirrors, prune
 from buildenv.source import FetchedSource, fetch
-from millrace.errors import BuildProblem, BuildStopped
+from millrace.errors import BuildProblem, BuildStopped, InfraProblem
 from millrace.locks import held
 from millrace.project import ProjectSource
 from millrace.vocabulary import Reason, SourceType
@@ -352,6 +352,30 @@ def test_a_shallow_mirror_that_keeps_too_much_begins_anew(
         assert build.readme() == content
         said.append(build.said[-2][:4])
     assert said == ["Made", "Used", "Made", "Used"]
+
+
+@DEPTHS
+def test_a_mirror_that_is_removed_under_a_build_fails_it_not(build: Build, server: GitServer, depth: int | None) -> None:
+    server.hold.clear()
+    building = threading.Thread(target=build, args=("main", depth))
+    building.start()
+    assert server.holding.wait(30)
+    shutil.rmtree(build.root / "mirrors")
+    server.hold.set()
+    building.join(60)
+    assert build.readme() == "fourth"
+    assert git(build.dest, "fsck", "--full") == ""
+
+
+def test_a_server_that_is_away_is_not_the_mirrors_fault(build: Build, server: GitServer, repository: Repository) -> None:
+    build()
+    server.failures = [503] * 100
+    with pytest.raises(InfraProblem) as caught:
+        build(repository.third)
+    assert caught.value.reason is Reason.SOURCE_UNREACHABLE
+    server.failures = []
+    build(repository.third)
+    assert (build.said[1][:4], build.new_bytes()) == ("Used", 0)
 
 
 # Pruning
