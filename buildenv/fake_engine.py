@@ -207,7 +207,7 @@ class _Ended(Exception):
 @dataclass(kw_only=True)
 class _Container:
     spec: ContainerSpec
-    env: Mapping[str, str]
+    env: dict[str, str]
     created_at_s: float = field(default_factory=lambda: now().timestamp())
     output: "queue.Queue[bytes | None]" = field(default_factory=lambda: queue.Queue(CHUNKS_WAITING))
     exit_code: int | None = None
@@ -293,11 +293,13 @@ class _Container:
             raise _Ended(self._ending)
 
     def _command(self, number: str) -> int:
+        shell = self._shell({})
+        _restore(shell, self.files.read(f"{_CONTROL}/{number}.run.sh"))
+        self.env.update({name: value for name, value in shell.variables.items() if name.startswith("FAKE_")})
+        self._steer(shell)
         if self.env.get("FAKE_ENGINE_LOST") == "run":
             self.lost.set()
             raise _Ended(KILLED)
-        shell = self._shell({})
-        _restore(shell, self.files.read(f"{_CONTROL}/{number}.run.sh"))
         with self._wake:
             self._running = True
         try:
@@ -314,15 +316,13 @@ class _Container:
         return status
 
     def _shell(self, variables: Mapping[str, str]) -> FakeShell:
-        return FakeShell(
-            files=self.files,
-            say=self._say,
-            wait=self._wait,
-            unknown_status=int(self.env.get("FAKE_EXIT_CODE", "0")) & 255,
-            unknown_s=float(self.env.get("FAKE_SLEEP_S", "0")),
-            variables=dict(variables),
-            exported=set(variables),
-        )
+        shell = FakeShell(files=self.files, say=self._say, wait=self._wait, variables=dict(variables), exported=set(variables))
+        self._steer(shell)
+        return shell
+
+    def _steer(self, shell: FakeShell) -> None:
+        shell.unknown_status = int(self.env.get("FAKE_EXIT_CODE", "0")) & 255
+        shell.unknown_s = float(self.env.get("FAKE_SLEEP_S", "0"))
 
     def _leave(self, name: str, content: bytes) -> None:
         self.files.write(f"{_CONTROL}/{name}", content, append=False)

@@ -226,6 +226,12 @@ def test_each_fault_has_its_verdict_and_reason(
     assert all(report.ended_at_ms is not None for report in recorder.phases.values())
 
 
+def test_the_fake_engine_heeds_a_builds_own_variables_first(tmp_path: Path, recorder: Recorder) -> None:
+    spec = "version: 0.2\nenv: {variables: {FAKE_EXIT_CODE: '9'}}\nphases: {build: {commands: [make all]}}\n"
+    result = carried(tmp_path, recorder, spec, fake={"FAKE_EXIT_CODE": "0"})
+    assert (result.verdict, result.exit_code) == (Verdict.FAILED, 9)
+
+
 def test_a_stop_ends_the_phase_without_contexts(tmp_path: Path, recorder: Recorder) -> None:
     stop = StopSignal()
     threading.Timer(0.5, stop.set, [Reason.CANCELLED]).start()
