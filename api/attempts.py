@@ -12,6 +12,7 @@ from millrace.contract import (
     LOG_SHA256_HEADER,
     MAX_LOG_CHUNK_BYTES,
     CacheHit,
+    CacheLayer,
     CacheQuery,
     ClaimRequest,
     FinishReport,
@@ -140,15 +141,23 @@ def cache(build_id: str, attempt_no: int) -> Response:
     """The cache that answers, with an address to get it, or 204."""
     context = here()
     found = attempts.find_cache(context.db, build_id, attempt_no, attempt_token_hash(), jsonbody.read(CacheQuery))
-    if found is None or context.store.stat(context.settings.bucket, found.object_key) is None:
+    if found is None:
         return Response(status=204)
+    keys = [layer.object_key for layer in found.below] + [found.object_key]
+    if any(context.store.stat(context.settings.bucket, key) is None for key in keys):
+        return Response(status=204)
+    *grants, own = (context.store.presign("GET", context.settings.bucket, key, expires_in_s=_GET_S) for key in keys)
     hit = CacheHit(
         key=found.key,
         exact=found.exact,
         size_bytes=found.size_bytes,
         sha256=found.sha256,
         build_id=found.build_id,
-        grant=context.store.presign("GET", context.settings.bucket, found.object_key, expires_in_s=_GET_S),
+        grant=own,
+        below=tuple(
+            CacheLayer(size_bytes=layer.size_bytes, sha256=layer.sha256, grant=grant)
+            for layer, grant in zip(found.below, grants, strict=True)
+        ),
     )
     return _json(hit.model_dump_json(by_alias=True))
 

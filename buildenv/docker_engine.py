@@ -363,6 +363,17 @@ class DockerEngine:
         except APIError as error:
             raise _lost(f"the container cannot be renamed: {_words(error)}") from error
 
+    def pid(self, container_id: str) -> int | None:
+        try:
+            with _talking():
+                pid = int(self._client(QUICK_S).inspect_container(container_id)["State"]["Pid"] or 0)
+        except APIError as error:
+            raise _lost(f"the container cannot be inspected: {_words(error)}") from error
+        try:
+            return pid if pid and container_id in Path(f"/proc/{pid}/cgroup").read_text() else None
+        except OSError:
+            return None  # the engine is on another machine, or sees other processes
+
     def remove(self, container_id: str) -> None:
         self._created.pop(container_id, None)
         try:

@@ -148,6 +148,12 @@ class Engine(Protocol):
     def rename(self, container_id: str, name: str) -> None:
         """Give it another name, for those who look. Raises InfraProblem(ENGINE_LOST) also where the name is taken."""
 
+    def pid(self, container_id: str) -> int | None:
+        """The number of a running container's first process on this host; None where it is none of this host's.
+
+        Raises InfraProblem(ENGINE_LOST).
+        """
+
     def remove(self, container_id: str) -> None:
         """Remove it with its volumes, running or not."""
 

@@ -133,6 +133,9 @@ class FakeEngine:
             raise InfraProblem("the container is gone", reason=Reason.ENGINE_LOST)
         container.spec = replace(container.spec, name=name)
 
+    def pid(self, container_id: str) -> int | None:
+        return None  # no container, no namespace
+
     def remove(self, container_id: str) -> None:
         container = self._find(container_id)
         if container is None:

@@ -173,15 +173,25 @@ class CacheQuery(Shape):
     """Ask for a cache of this project (or of its cacheNamespace) that was made of the same paths.
 
     `version` names the paths; `keys` are tried in order: the first as it stands, those behind it as prefixes, of which the newest
-    cache counts. An empty first key is the cache without a key.
+    cache counts. An empty first key is the cache without a key. `layered` is said by a worker that can lay several layers over
+    one another; the last release's cannot.
     """
 
     version: str = Field(pattern=r"^[0-9a-f]{64}$")
     keys: tuple[str, ...] = Field(min_length=1, max_length=6)
+    layered: bool = False
+
+
+class CacheLayer(Shape):
+    """One layer of a cache: a zstd tar, called by the hash of its bytes."""
+
+    size_bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    grant: Grant
 
 
 class CacheHit(Shape):
-    """The cache that answers: `exact` where it is that of the first key."""
+    """The cache that answers: `exact` where it is that of the first key. The layers that its own lies on come lowest first."""
 
     key: str
     exact: bool
@@ -189,16 +199,18 @@ class CacheHit(Shape):
     sha256: str
     build_id: str
     grant: Grant
+    below: tuple[CacheLayer, ...] = ()
 
 
 class CacheReport(Shape):
-    """One cache that the attempt uploaded: `object_key` is the grant's key."""
+    """One cache that the attempt uploaded: `object_key` is the grant's key; `base` that of the cache which it lies on, if any."""
 
     key: str = Field(max_length=512)
     version: str = Field(pattern=r"^[0-9a-f]{64}$")
     object_key: str = Field(min_length=1, max_length=1200)
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    base: str | None = Field(default=None, max_length=1200)
 
 
 class ArtifactReport(Shape):

@@ -246,6 +246,20 @@ class CacheEntry(Base):
     )
 
 
+class CacheLayerBelow(Base):
+    """A layer that a cache's own lies on, lowest first by `seq`. It stays as long as a cache needs it."""
+
+    __tablename__ = "cache_layers"
+    entry_id: Mapped[int] = mapped_column(sa.ForeignKey("cache_entries.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    object_key: Mapped[str] = mapped_column(sa.String(1200))
+    size_bytes: Mapped[int] = mapped_column(Ms)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    build_id: Mapped[str] = mapped_column(sa.String(200))
+    attempt_no: Mapped[int]
+    __table_args__ = (sa.Index("ix_cache_layers_build", "build_id", "attempt_no"),)
+
+
 class Secret(Base):
     """A secret of the farm's own store, sealed. `project_name` is "" for one that all projects may use."""
 

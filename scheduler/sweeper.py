@@ -22,7 +22,7 @@ from scheduler import caches, dispatch, leases, logs, publication
 from scheduler.db import Database, now_ms
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
-from scheduler.models import Artifact, Attempt, CacheEntry, Idempotency, Leader, LogChunk, Outbox, Worker
+from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Outbox, Worker
 
 log = get_logger(__name__)
 _DAY_MS: Final = 86_400_000
@@ -237,12 +237,9 @@ class Sweeper:
         visible = sa.select(Artifact.build_id).where(
             Artifact.build_id == Attempt.build_id, Artifact.attempt_no == Attempt.attempt_no
         )
-        cached = sa.select(CacheEntry.id).where(
-            CacheEntry.build_id == Attempt.build_id, CacheEntry.attempt_no == Attempt.attempt_no
-        )
         with self._db.reading() as session:
             unseen = session.execute(
-                sa.select(Attempt.build_id, Attempt.attempt_no, visible.exists(), cached.exists())
+                sa.select(Attempt.build_id, Attempt.attempt_no, visible.exists(), caches.of_attempt())
                 .where(Attempt.ended_ms < now_ms() - _DAY_MS, Attempt.swept == sa.false())
                 .limit(200)
             ).all()

@@ -10,9 +10,10 @@ from millrace.chunks import Chunk, Tally, Unsound, compare, read_list
 from millrace.errors import InfraProblem
 from millrace.ids import cache_prefix, log_list_key, staging_prefix
 from millrace.storage import PIECE_BYTES, Store
+from scheduler import caches
 from scheduler.db import now_ms
 from scheduler.fsck.terms import SHOWN, TERMINAL_NAMES, Fault, NotHere, Said, Scope, said
-from scheduler.models import Artifact, Attempt, Build, CacheEntry, LogChunk
+from scheduler.models import Artifact, Attempt, Build, LogChunk
 
 DROP_LOSERS: Final = "drop-losers"
 _DAY_MS: Final = 86_400_000
@@ -193,12 +194,12 @@ def _problem_there(store: Store, bucket: str, row: Any, sha256: str | None) -> s
 def _ended(scope: Scope, *conditions: sa.ColumnElement[bool], losers: bool) -> list[Any]:
     """Attempts, newest first, each with whether its two folders are to be seen; of `losers`, one of them at least is not."""
     visible = sa.select(Artifact.build_id).where(Artifact.build_id == Attempt.build_id, Artifact.attempt_no == Attempt.attempt_no)
-    cached = sa.select(CacheEntry.id).where(CacheEntry.build_id == Attempt.build_id, CacheEntry.attempt_no == Attempt.attempt_no)
+    cached = caches.of_attempt()
     return _newest(
         scope,
-        sa.select(Attempt.build_id, Attempt.attempt_no, visible.exists().label("visible"), cached.exists().label("cached"))
+        sa.select(Attempt.build_id, Attempt.attempt_no, visible.exists().label("visible"), cached.label("cached"))
         .join(Build, Build.id == Attempt.build_id)
-        .where(*conditions, sa.or_(~visible.exists(), ~cached.exists()) if losers else sa.true()),
+        .where(*conditions, sa.or_(~visible.exists(), ~cached) if losers else sa.true()),
     )
 
 

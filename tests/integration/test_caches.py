@@ -13,8 +13,10 @@ from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import Reason, Verdict
 from scheduler import attempts, caches, lifecycle
 from scheduler.db import Database
+from scheduler.dispatch import Bell
 from scheduler.leases import hash_token
-from scheduler.models import CacheEntry
+from scheduler.models import Attempt, CacheEntry
+from scheduler.sweeper import Sweeper
 from tests.support.records import a_build, a_claim, a_project, a_report
 
 PATHS, OTHER = "a" * 64, "b" * 64
@@ -100,3 +102,74 @@ def test_only_a_build_that_succeeds_and_holds_its_attempt_keeps_a_cache(database
     report = a_report(Verdict.FAILED, Reason.EXIT_CODE, caches=(half,))
     lifecycle.finish(database, failed, 1, hash_token(claim.token), report)
     assert found(database, settings, "k") is None
+
+
+def layered(db: Database, settings: Settings, key: str, base: str | None) -> str:
+    """A build that keeps a cache which lies on that of the build `base`; its id."""
+    build_id = a_build(db, settings)
+    claim = a_claim(db, settings)
+    item = CacheReport(
+        key=key,
+        version=PATHS,
+        object_key=cache_prefix(build_id, 1) + "c",
+        size_bytes=1,
+        sha256="0" * 64,
+        base=None if base is None else cache_prefix(base, 1) + "c",
+    )
+    lifecycle.finish(db, build_id, 1, hash_token(claim.token), a_report(caches=(item,)))
+    return build_id
+
+
+def stack(db: Database, settings: Settings, *, can_layer: bool = True) -> list[str]:
+    """The builds whose layers the cache without a key lies on, lowest first, and that which made it last."""
+    build_id = a_build(db, settings)
+    claim = a_claim(db, settings)
+    query = CacheQuery(version=PATHS, keys=("",), layered=can_layer)
+    hit = attempts.find_cache(db, build_id, 1, hash_token(claim.token), query)
+    lifecycle.finish(db, build_id, 1, hash_token(claim.token), a_report())
+    return [] if hit is None else [layer.build_id for layer in hit.below] + [hit.build_id]
+
+
+def test_layers_stay_as_long_as_a_cache_lies_on_them(database: Database, settings: Settings, store: DirectoryStore) -> None:
+    a_project(database)
+    one = layered(database, settings, "", None)
+    two = layered(database, settings, "", one)
+    three = layered(database, settings, "", two)
+    assert stack(database, settings) == [one, two, three]
+    assert stack(database, settings, can_layer=False) == [], "the last release's worker cannot lay layers over one another"
+    keys = [cache_prefix(build_id, 1) + "c" for build_id in (one, two, three)]
+    for key in keys:
+        store.put(settings.bucket, key, io.BytesIO(b"x"))
+    age(database)
+    caches.drop_replaced(database, store, settings.bucket)
+    assert [store.stat(settings.bucket, key) is not None for key in keys] == [True, True, True]
+    sweep_losers(database, settings, store)
+    assert [store.stat(settings.bucket, key) is not None for key in keys] == [True, True, True]
+    four = layered(database, settings, "", None)
+    age(database)
+    caches.drop_replaced(database, store, settings.bucket)
+    assert [store.stat(settings.bucket, key) is not None for key in keys] == [False, False, False]
+    assert stack(database, settings) == [four]
+
+
+def age(db: Database) -> None:
+    """As if what was replaced had been so long ago."""
+    with db.transaction() as session:
+        session.execute(sa.update(CacheEntry).where(CacheEntry.replaced_ms > 0).values(replaced_ms=CacheEntry.id))
+
+
+def sweep_losers(db: Database, settings: Settings, store: DirectoryStore) -> None:
+    """The sweeper was at the attempts, as if they had ended the day before yesterday."""
+    with db.transaction() as session:
+        session.execute(sa.update(Attempt).values(ended_ms=Attempt.ended_ms - 2 * 86_400_000))
+    Sweeper(db, Bell("redis+socket:///nothing.sock"), store, settings)._drop_losers()
+
+
+def test_what_lies_on_a_cache_that_is_going_is_not_kept(database: Database, settings: Settings) -> None:
+    a_project(database)
+    one = layered(database, settings, "", None)
+    two = layered(database, settings, "", None)
+    age(database)
+    layered(database, settings, "", one)
+    layered(database, settings, "", "demo:00000000-0000-4000-8000-000000000000")
+    assert stack(database, settings) == [two]

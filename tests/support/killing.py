@@ -328,7 +328,7 @@ def _losers(stage: Stage) -> None:
 
 
 STORIES: Final[dict[str, Callable[[Stage], None]]] = {
-    "commit.caches.drop_replaced": _replaced,
+    "commit.caches.drop": _replaced,
     "commit.dispatch._note": _lost,
     "commit.fleets._write": _fleet,
     "commit.leases._end_each": _lost,
