@@ -22,6 +22,7 @@ from millrace.errors import BuildProblem
 from millrace.vocabulary import Reason
 
 MAX_UNPACKED_BYTES: Final = 20 * 1024**3
+_LONGEST: Final = 200
 _PIECE_BYTES: Final = 1024 * 1024
 _OURS: Final = ("/codebuild/readonly", "/codebuild/output/tmp", "/proc", "/sys", "/dev")
 """No cache holds any of these, whatever its patterns say."""
@@ -57,6 +58,22 @@ class Paths:
     def absolute(self) -> list[str]:
         """The patterns, from `/` on."""
         return [p if p.startswith("/") else f"{self.source_inside}/{p.removeprefix('./')}" for p in self.patterns]
+
+    def folders(self) -> list[str]:
+        """The folders, from `/` on, that the patterns name whole; none where a pattern names anything else."""
+        found: list[str] = []
+        for pattern in self.absolute():
+            root = root_of(pattern)
+            barred = (*_OURS, self.source_inside)
+            is_barred = root == "/" or any(f"{ours}/".startswith(f"{root}/") for ours in barred)
+            if is_barred or not self.allows(f"{root}/x") or "//" in pattern or {".", ".."} & set(root.split("/")):
+                return []
+            if set(root) & set(":,\\") or len(root) > _LONGEST:  # the kernel's list of layers cannot hold it
+                return []
+            if pattern not in (f"{root}/", f"{root}/**", f"{root}/**/*"):  # without a slash it may be a file
+                return []
+            found.append(root)
+        return [root for root in dict.fromkeys(found) if not any(root.startswith(f"{other}/") for other in found)]
 
     def allows(self, path: str) -> bool:
         """True where a pattern names `path`: by wildcards, or as what lies at or below a plain path."""
@@ -172,6 +189,8 @@ def unpack(paths: Paths, archive: Path, sha256: str, target: Path, *, has: Calla
 def _wanted(paths: Paths, info: tarfile.TarInfo, say: Say) -> str | None:
     path = paths.unstored(info.name)
     known = info.isreg() or info.isdir() or info.issym() or info.islnk()
+    if info.isdir() and path in (root_of(pattern) for pattern in paths.absolute()):
+        return path  # the folder itself, which a pattern of what lies in it does not name
     if known and paths.allows(path) and (not info.islnk() or paths.allows(paths.unstored(info.linkname))):
         return path
     say(f'Skipping cache entry: path "{path}" is not within allowed cache paths')

@@ -3,35 +3,55 @@
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from buildenv import cache
 from buildenv.buildspec import CacheSpec
+from buildenv.cache import Packed
 from buildenv.depot import Depot
 from buildenv.engine import Engine
+from buildenv.layers import Layers
+from buildenv.overlay import Overlay
 from buildenv.workspace import Workspace
-from millrace.contract import CacheQuery, CacheReport, GrantRequest
+from millrace.contract import CacheHit, CacheLayer, CacheQuery, CacheReport, GrantRequest
 from millrace.errors import BuildProblem, InfraProblem, NotFound, Unavailable
 from millrace.vocabulary import Reason
 
 _KEYLESS: Final = ""
+_AT_ONCE: Final = 4
+"""How many layers are fetched at the same time."""
+_DEEPEST: Final = 8
+"""How many layers a cache has at most: then all of it is packed into one."""
+_MOST_TIMES: Final = 2
+_ALWAYS_BYTES: Final = 1024 * 1024
+"""A stack that has more than so many times its largest layer, and this, is packed into one, too."""
 
 
 @dataclass(kw_only=True)
 class BuildCache:
-    """The cache section of one build. `evaluate` has the shell make a key out, None where it cannot."""
+    """The cache section of one build. Without `layers`, caches are copied.
+
+    `evaluate` has the shell make a key out, None where it cannot; `check` raises where the build is to end.
+    """
 
     spec: CacheSpec
     engine: Engine
     container_id: str
     workspace: Workspace
     depot: Depot
+    layers: Layers | None
     max_bytes: int
     say: Callable[[str], None]
+    check: Callable[[], None]
     evaluate: Callable[[str], str | None]
     _keys: list[str] = field(default_factory=list)
     _is_kept: bool = False
+    _overlay: Overlay | None = None
+    _stack: tuple[CacheLayer, ...] = ()
+    """What the folders lie on, lowest first."""
 
     def __post_init__(self) -> None:
         self._paths = cache.Paths(patterns=self.spec.paths, source_inside=self.workspace.source_inside)
@@ -43,9 +63,9 @@ class BuildCache:
         except BuildProblem as problem:
             self.say(f"Warning: no cache: {problem.message}")
             return
-        if self.spec.action == "save":
-            return
-        self._carefully("restored", self._restore)
+        self._carefully("mounted", self._open)
+        if self._overlay is None and self.spec.action != "save":
+            self._carefully("restored", self._restore)
 
     def save(self) -> CacheReport | None:
         """Pack and send the cache, where there is something to be kept that is not kept yet."""
@@ -69,12 +89,75 @@ class BuildCache:
             keys.append(cache.check_key(key))
         return keys
 
-    def _restore(self) -> None:
+    def host_path(self, inside: str) -> Path | None:
+        """Where the worker finds a path of the container that the engine does not see, as it lies in a mounted folder."""
+        return self._overlay.host_path(inside) if self._overlay is not None else None
+
+    def close(self) -> None:
+        """Let go of all that was mounted. Nothing can be saved any more."""
+        if self._overlay is not None:
+            self._overlay.close()
+        if self.layers is not None:
+            self.layers.close()
+
+    def _open(self) -> None:
+        """Mount the folders over the layers of the cache, or over nothing where there is none. Else they are copied."""
+        if self.layers is None or (overlay := Overlay.of(self._paths, self.workspace, self._pid())) is None:
+            return
+        if not overlay.is_free():
+            self.say("The cache is copied, not mounted: its folders hold files that came with the source or the image")
+            return
         began = time.monotonic()
+        found: list[tuple[CacheHit, list[Path], int]] = []
+        if self.spec.action != "save":
+            self._carefully("restored", lambda: found.extend(self._found(self.layers)))
+        if not found:
+            overlay.mount([])
+            self._overlay = overlay
+            return
+        hit, below, fetched = found[0]
+        overlay.mount(below)
+        self._overlay = overlay
+        self._stack = _stack(hit)
+        self._is_kept = hit.exact and bool(self.spec.key)
+        took_ms = int((time.monotonic() - began) * 1000)
+        size = sum(layer.size_bytes for layer in self._stack)
+        self.say(
+            f"Restored the cache of {_named(hit.key)} by {hit.build_id}: mounted {len(below)} layer(s) of {size} bytes "
+            f"in {took_ms} ms; {size - fetched} bytes were on the worker, {fetched} were fetched"
+        )
+
+    def _pid(self) -> int | None:
+        return self.engine.pid(self.container_id)
+
+    def _found(self, store: Layers | None) -> list[tuple[CacheHit, list[Path], int]]:
+        """The cache that answers, its unpacked layers, and how many bytes of them were fetched; nothing where there is none."""
+        hit = self._hit(layered=True)
+        if hit is None or store is None:
+            return []
+
+        def use(layer: CacheLayer) -> tuple[Path, int]:
+            def fetch(path: Path) -> None:
+                self.depot.download(layer.grant, path, brief=True)
+
+            path, is_new = store.use(layer.sha256, fetch, self.check)
+            return path, layer.size_bytes if is_new else 0
+
+        with ThreadPoolExecutor(_AT_ONCE, "layers") as pool:
+            got = list(pool.map(use, _stack(hit)))
+        return [(hit, [path for path, _ in got], sum(size for _, size in got))]
+
+    def _hit(self, *, layered: bool) -> CacheHit | None:
         self.say("Downloading S3 cache...")
-        hit = self.depot.find_cache(CacheQuery(version=self._paths.version(), keys=tuple(self._keys)))
+        hit = self.depot.find_cache(CacheQuery(version=self._paths.version(), keys=tuple(self._keys), layered=layered))
         if hit is None:
             self.say(f"No cache was found{f' for key {self._keys[0]}' if self._keys[0] else ''}; going on without")
+        return hit
+
+    def _restore(self) -> None:
+        began = time.monotonic()
+        hit = self._hit(layered=False)
+        if hit is None:
             return
         archive, plain = self.workspace.scratch / "cache.tar.zst", self.workspace.scratch / "cache.tar"
         self.depot.download(hit.grant, archive, brief=True)
@@ -84,30 +167,32 @@ class BuildCache:
         plain.unlink()
         archive.unlink()
         self._is_kept = hit.exact and bool(self.spec.key)
-        how = f"key {hit.key}" if hit.key else "no key"
         took_ms = int((time.monotonic() - began) * 1000)
-        self.say(f"Restored {count} file(s) from the cache of {how} by {hit.build_id}: {hit.size_bytes} bytes in {took_ms} ms")
+        what = f"Restored {count} file(s) from the cache of {_named(hit.key)} by {hit.build_id}"
+        self.say(f"{what}: {hit.size_bytes} bytes in {took_ms} ms")
 
     def _save(self) -> list[CacheReport]:
         began = time.monotonic()
         target = self.workspace.scratch / "saved.tar.zst"
-        packed = cache.pack(
-            self._paths,
-            lambda path: self.engine.copy_out(self.container_id, path),
-            target,
-            max_bytes=self.max_bytes,
-            say=self.say,
-        )
-        if packed is None:
-            self.say("There is nothing to cache")
-            return []
+        base: str | None = None
+        if self._overlay is not None:
+            if not self._overlay.is_changed() and (not self._stack or not self._keys[0]):
+                self.say("The cache has not changed" if self._stack else "There is nothing to cache")
+                return []
+            packed, base = self._pack_layer(self._overlay, target)
+            what = "what changed" if base else "all"
+        else:
+            copied = self._pack_copy(target)
+            if copied is None:
+                self.say("There is nothing to cache")
+                return []
+            packed, what = copied, f"{copied.file_count} file(s)"
         granted = self.depot.grant(
             GrantRequest(kind="cache", name=target.name, size_bytes=packed.size_bytes, sha256=packed.sha256)
         )
         self.depot.upload(granted, packed.path, packed.sha256, brief=True)
         took_ms = int((time.monotonic() - began) * 1000)
-        how = f"key {self._keys[0]}" if self._keys[0] else "no key"
-        self.say(f"Saved {packed.file_count} file(s) as the cache of {how}: {packed.size_bytes} bytes in {took_ms} ms")
+        self.say(f"Saved {what} as the cache of {_named(self._keys[0])}: {packed.size_bytes} bytes in {took_ms} ms")
         return [
             CacheReport(
                 key=self._keys[0],
@@ -115,8 +200,28 @@ class BuildCache:
                 object_key=granted.key,
                 size_bytes=packed.size_bytes,
                 sha256=packed.sha256,
+                base=base,
             )
         ]
+
+    def _pack_layer(self, overlay: Overlay, target: Path) -> tuple[Packed, str | None]:
+        """What changed, and the object that it lies on; or all there is, where the stack would be too deep or too large."""
+        if 0 < len(self._stack) < _DEEPEST:
+            packed = overlay.pack(target, whole=False, max_bytes=self.max_bytes)
+            size = sum(layer.size_bytes for layer in self._stack) + packed.size_bytes
+            if size <= _MOST_TIMES * max(layer.size_bytes for layer in self._stack) + _ALWAYS_BYTES:
+                return packed, self._stack[-1].grant.key
+            target.unlink()
+        return overlay.pack(target, whole=True, max_bytes=self.max_bytes), None
+
+    def _pack_copy(self, target: Path) -> Packed | None:
+        return cache.pack(
+            self._paths,
+            lambda path: self.engine.copy_out(self.container_id, path),
+            target,
+            max_bytes=self.max_bytes,
+            say=self.say,
+        )
 
     def _came_with_source(self, relative: str) -> bool:
         path = self.workspace.source / relative
@@ -129,3 +234,11 @@ class BuildCache:
             self.say(f"Warning: the cache is not {what}: {error}")
         except (BuildProblem, InfraProblem, NotFound, Unavailable) as error:
             self.say(f"Warning: the cache is not {what}: {error.message}")
+
+
+def _stack(hit: CacheHit) -> tuple[CacheLayer, ...]:
+    return (*hit.below, CacheLayer(size_bytes=hit.size_bytes, sha256=hit.sha256, grant=hit.grant))
+
+
+def _named(key: str) -> str:
+    return f"key {key}" if key else "no key"

@@ -20,6 +20,7 @@ from buildenv.buildspec import Buildspec, Command, OnFailure, PhaseSpec
 from buildenv.caching import BuildCache
 from buildenv.depot import Depot
 from buildenv.engine import Console, Engine, Image
+from buildenv.layers import Layers, stream
 from buildenv.parking import Mould, Parked
 from buildenv.preparation import Preparation
 from buildenv.shell import FULL, Shell
@@ -104,6 +105,8 @@ class Job:
     git_roots: tuple[Path, ...]
     max_artifact_bytes: int
     mirrors: Path | None = None
+    layers: Path | None = None
+    """Where the worker keeps layers of caches; None where caches are copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,8 +379,10 @@ class _Attempt:
             container_id=self._container,
             workspace=self._workspace,
             depot=self._depot,
+            layers=Layers(self._job.layers) if self._job.layers is not None else None,
             max_bytes=self._job.max_artifact_bytes,
             say=self._log.say,
+            check=self._check_stop,
             evaluate=lambda text: self._evaluate(text, shell),
         )
         self._cache.restore()
@@ -502,7 +507,7 @@ class _Attempt:
                     depot=self._depot,
                     source=self._workspace.source,
                     scratch=self._workspace.scratch,
-                    outside=Outside(lambda path: self._engine.copy_out(container, path), self._workspace.scratch / "outside"),
+                    outside=Outside(lambda path: self._copy_out(container, path), self._workspace.scratch / "outside"),
                     max_bytes=self._job.max_artifact_bytes,
                     say=self._log.say,
                     check=self._check_stop,
@@ -515,6 +520,11 @@ class _Attempt:
             self._progress.artifacts.clear()
             if self._progress.failure is None:
                 raise
+
+    def _copy_out(self, container: str, path: str) -> Iterator[bytes]:
+        """`Engine.copy_out`, also of what is mounted from a cache."""
+        on_host = self._cache.host_path(path) if self._cache is not None else None
+        return self._engine.copy_out(container, path) if on_host is None else stream(on_host)
 
     def _freeze(self) -> None:
         """End all processes of the build: nothing may change what is being packed."""
@@ -613,6 +623,8 @@ class _Attempt:
             self._console.close()
         if self._container is not None:
             self._without_failing("container", lambda: self._engine.remove(self._container or ""))
+        if self._cache is not None:
+            self._cache.close()
         image = self._image.reference if self._image else None
         self._without_failing("workspace", lambda: self._workspace.remove(self._engine, image))
 

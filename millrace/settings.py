@@ -132,6 +132,10 @@ class Settings(BaseSettings):
     ] = 20 * 1024**3
     mirrors_days: Annotated[float, Field(gt=0, description="Days without use after which a mirror is removed.")] = 14
 
+    cache_bytes: Annotated[
+        int,
+        Field(ge=0, description="Unpacked layers of caches that a worker keeps, in bytes; 0: caches are copied, not mounted."),
+    ] = 20 * 1024**3
     min_free_bytes: Annotated[int, Field(ge=0, description="Free disk below which a worker claims nothing.")] = 2 * 1024**3
     min_free_inodes_percent: Annotated[
         float, Field(ge=0, le=100, description="Share of free inodes, in percent, below which a worker claims nothing.")
@@ -209,6 +213,11 @@ class Settings(BaseSettings):
     def api(self) -> str:
         """Where the API is reached, without a slash at the end."""
         return (self.api_url or f"http://{self.bind}").rstrip("/")
+
+    @property
+    def layers(self) -> Path:
+        """The folder of a worker's layers of caches."""
+        return (self.home / "layers").expanduser().resolve()
 
     @property
     def workspaces(self) -> Path:

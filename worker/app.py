@@ -9,6 +9,7 @@ from typing import Any, Final
 from celery import Celery
 from celery.worker import WorkController
 
+from buildenv.layers import evict
 from buildenv.mirror import prune
 from millrace.errors import InvalidInput, Unavailable
 from millrace.failpoints import guard
@@ -72,7 +73,12 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     children = for_children(environ)
     worker_id = settings.worker_id or new_worker_id(settings.host)
     engine = make_engine(settings.engine, settings.docker_host, children)
-    janitor = Janitor(engine, settings.workspaces, lambda: prune_mirrors(settings))
+    janitor = Janitor(
+        engine,
+        settings.workspaces,
+        lambda: prune_mirrors(settings),
+        lambda: evict(settings.layers, settings.cache_bytes),
+    )
     control = guard(Control(settings.api, settings.worker_token.get_secret_value()), "verb", Unavailable)
     nursery = Nursery(children)
     lot = Lot(nursery, lambda place, mould: make_park_order(place, mould, worker_id, settings), settings.parked)

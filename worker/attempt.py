@@ -152,6 +152,7 @@ def _job(order: Order, here: ParkOrder, parked: Parked | None) -> Job:
         git_roots=order.git_roots,
         max_artifact_bytes=order.max_artifact_bytes,
         mirrors=order.mirrors,
+        layers=order.layers,
     )
 
 

@@ -27,17 +27,18 @@ YOUNG_S: Final = 15.0
 
 
 class Janitor:
-    """Looks after one host's `workspaces` folder and its containers. Other farms on the host are left alone. `prune` is a chore
-    that each round has beside that.
+    """Looks after one host's `workspaces` folder and its containers. Other farms on the host are left alone.
+
+    Each round does the `chores`, too.
     """
 
-    def __init__(self, engine: Engine, workspaces: Path, prune: Callable[[], object] = lambda: None) -> None:
-        self._engine, self._workspaces, self._prune = engine, workspaces, prune
+    def __init__(self, engine: Engine, workspaces: Path, *chores: Callable[[], object]) -> None:
+        self._engine, self._workspaces, self._chores = engine, workspaces, chores
 
     def run_forever(self, stop: threading.Event) -> None:
         """A round at once, and one each `ROUND_S`."""
         while not stop.is_set():
-            for chore in (self.clean, self._prune):
+            for chore in (self.clean, *self._chores):
                 try:
                     chore()
                 except (MillraceError, OSError) as error:

@@ -39,6 +39,7 @@ class Order(Shape):
     git_roots: tuple[Path, ...]
     max_artifact_bytes: int
     mirrors: Path | None
+    layers: Path | None = None
 
 
 _BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -90,4 +91,5 @@ def make_order(claim: Claim, claimed_at_s: float, mould: Mould, settings: Settin
         git_roots=settings.git_roots,
         max_artifact_bytes=settings.max_upload_bytes,
         mirrors=settings.mirrors if settings.mirrors_bytes else None,
+        layers=settings.layers if settings.cache_bytes else None,
     )
