@@ -155,6 +155,8 @@ def pack(root: Path, names: Sequence[str], target: Path, *, max_bytes: int) -> P
                     tar.kill()
                     raise Unusable(f"it has more than {max_bytes} bytes")
             _end(tar, said)
+    if hashed.size_bytes > max_bytes:
+        raise Unusable(f"it has more than {max_bytes} bytes")
     return Packed(path=target, size_bytes=hashed.size_bytes, sha256=hashed.sha256.hexdigest(), file_count=0)
 
 

@@ -95,7 +95,7 @@ class Overlay:
             os.chown(upper, seen.st_uid, seen.st_gid)
             upper.chmod(stat.S_IMODE(seen.st_mode))
             os.utime(upper, ns=(seen.st_atime_ns, seen.st_mtime_ns))
-        mounts.overlay(merged, lower or [nothing], upper, work)
+        mounts.overlay(merged, list(dict.fromkeys(lower)) or [nothing], upper, work)  # none twice: that is a loop to the kernel
         self._mounted.append(merged)
         return merged
 

@@ -1,0 +1,125 @@
+"""The layers that a worker keeps: made once, whoever asks; never removed while they are used; nothing from wrong bytes."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from buildenv import cache, layers
+from buildenv.layers import Layers
+
+SIZE = 100_000
+
+
+def packed(tmp_path: Path, name: str) -> cache.Packed:
+    folder = tmp_path / name / "source" / "deps"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(name[:1].encode() * SIZE)
+    os.utime(folder / name, ns=(1, 981_173_106_123_456_789))
+    os.link(folder / name, folder / "hard")
+    return layers.pack(tmp_path / name, ["source/deps"], tmp_path / f"{name}.zst", max_bytes=10**6)
+
+
+def fetched(made: cache.Packed, times: list[int]) -> Callable[[Path], None]:
+    def fetch(path: Path) -> None:
+        times.append(1)
+        path.write_bytes(made.path.read_bytes())
+
+    return fetch
+
+
+def test_a_layer_is_fetched_once_however_many_ask(tmp_path: Path) -> None:
+    made, times, got = packed(tmp_path, "one"), list[int](), list[tuple[Path, bool]]()
+    keepers = [Layers(tmp_path / "store") for _ in range(8)]
+
+    def ask(keeper: Layers) -> None:
+        got.append(keeper.use(made.sha256, fetched(made, times), lambda: None))
+
+    threads = [threading.Thread(target=ask, args=(keeper,)) for keeper in keepers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for keeper in keepers:
+        keeper.close()
+    assert times == [1]
+    assert sorted(is_new for _, is_new in got) == [False] * 7 + [True]
+    files = [got[0][0] / "source" / "deps" / name for name in ("one", "hard")]
+    assert files[0].stat().st_mtime_ns == 981_173_106_123_456_789
+    assert files[0].samefile(files[1])
+
+
+def test_the_same_files_make_the_same_layer(tmp_path: Path) -> None:
+    made = packed(tmp_path, "one")
+    again = layers.pack(tmp_path / "one", ["source/deps"], tmp_path / "again.zst", max_bytes=10**6)
+    assert again.sha256 == made.sha256
+
+
+def test_the_least_recently_used_goes_and_what_is_used_stays(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for number, name in enumerate(("old", "used", "fresh")):
+        made = packed(tmp_path, name)
+        keeper = Layers(store)
+        path, _ = keeper.use(made.sha256, fetched(made, []), lambda: None)
+        keeper.close()
+        os.utime(path.with_suffix(".lock"), (number, number))
+    used, times = Layers(store), list[int]()
+    made = layers.pack(tmp_path / "old", ["source/deps"], tmp_path / "old2.zst", max_bytes=10**6)
+    path, is_new = used.use(made.sha256, fetched(made, times), lambda: None)
+    assert (is_new, times) == (False, [])
+    assert layers.evict(store, 10**9) == 0
+    assert layers.evict(store, 0) == 2
+    assert [one.name for one in store.iterdir() if one.is_dir()] == [path.name]
+    used.close()
+    assert layers.evict(store, 2 * SIZE) == 0
+    assert layers.evict(store, 0) == 1
+    assert list(store.iterdir()) == []
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-30], lambda data: data + b"x", lambda _data: b""], ids=range(3))
+def test_wrong_bytes_are_no_layer_and_leave_nothing(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    made, store = packed(tmp_path, "one"), tmp_path / "store"
+    keeper = Layers(store)
+    with pytest.raises(cache.Unusable, match="other bytes"):
+        keeper.use(made.sha256, lambda path: path.write_bytes(spoil(made.path.read_bytes())) and None, lambda: None)
+    layers.evict(store, 10**9)
+    assert list(store.iterdir()) == []
+    path, _ = keeper.use(made.sha256, fetched(made, []), lambda: None)
+    assert (path / "source" / "deps" / "one").stat().st_size == SIZE
+    keeper.close()
+
+
+def test_what_is_no_archive_and_what_is_too_large_is_said(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"no zstd")
+    (tmp_path / "into").mkdir()
+    with pytest.raises(cache.Unusable, match="cannot be read"):
+        layers.unpack(tmp_path / "bad", hashlib.sha256(b"no zstd").hexdigest(), tmp_path / "into")
+    packed(tmp_path, "one")
+    with pytest.raises(cache.Unusable, match="more than 1 bytes"):
+        layers.pack(tmp_path / "one", ["source/deps"], tmp_path / "large.zst", max_bytes=1)
+    with pytest.raises(cache.Unusable, match="tar ended with 2"):
+        layers.pack(tmp_path / "one", ["source/none"], tmp_path / "none.zst", max_bytes=10**6)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "folders"),
+    [
+        (("deps/**/*", "/root/.m2/"), ["/src/deps", "/root/.m2"]),
+        (("deps/", "deps/inner/**"), ["/src/deps"]),
+        (("deps",), []),
+        (("deps/**/*", "file.txt"), []),
+        (("deps/*",), []),
+        (("**/*",), []),
+        (("/**/*",), []),
+        (("../**/*",), []),
+        (("/proc/x/**",), []),
+        (("/codebuild/**",), []),
+        (("a:b/**",), []),
+    ],
+    ids=str,
+)
+def test_which_caches_are_mounted(patterns: tuple[str, ...], folders: list[str]) -> None:
+    assert cache.Paths(patterns=patterns, source_inside="/src").folders() == folders
