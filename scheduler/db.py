@@ -1,5 +1,6 @@
 """The database: SQLite for one box, PostgreSQL for many. Short transactions, the database's own clock, bounded retries."""
 
+import json
 import random
 import threading
 import time
@@ -71,6 +72,15 @@ class OldSchema(MillraceError):
     code = "schema_mismatch"
 
 
+def _readable(text: str) -> Any:
+    """What a damaged row holds must bar no other: it is nothing, which who needs it finds wrong."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        log.error("record.damaged", text=text[:100])
+        return {}
+
+
 class Database:
     """One database and its pool of connections; shared by the threads of a process, never across a fork."""
 
@@ -82,7 +92,11 @@ class Database:
             if parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.engine = sa.create_engine(
-                url, connect_args={"timeout": 5, "check_same_thread": False}, pool_size=20, max_overflow=60
+                url,
+                connect_args={"timeout": 5, "check_same_thread": False},
+                pool_size=20,
+                max_overflow=60,
+                json_deserializer=_readable,
             )
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from millrace.contract import OLDEST_PROTOCOL, PROTOCOL, Claim, ClaimRequest, RenewReply
-from millrace.errors import Conflict, InvalidInput
+from millrace.errors import InvalidInput, Unavailable
 from millrace.ids import new_secret
 from millrace.log import get_logger
 from millrace.project import BuildSettings
@@ -17,7 +17,7 @@ from millrace.settings import Settings
 from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
 from scheduler import fairness, lanes
 from scheduler.db import Database, now_ms
-from scheduler.lifecycle import apply, end_attempt, give_back, held, phase_retries, stopped_message, time_out
+from scheduler.lifecycle import MAX_BACKOFF_MS, apply, end_attempt, give_back, held, phase_retries, stopped_message, time_out
 from scheduler.models import IS_HELD, Attempt, Build, Outbox, Phase, Served, Worker
 from scheduler.states import HELD, BuildEvent
 
@@ -255,6 +255,17 @@ def enforce_deadlines(db: Database) -> list[str]:
     return queued + running + stopping
 
 
+def bound_waits(session: Session, now: int, *, lease_ms: int) -> None:
+    """No lease and no back-off lasts longer than one can from `now`: the clock may have been set back while nobody looked."""
+    session.execute(
+        sa.update(Build).where(IS_HELD, Build.lease_expires_ms > now + lease_ms).values(lease_expires_ms=now + lease_ms)
+    )
+    most = now + MAX_BACKOFF_MS
+    waits = Build.state == BuildState.QUEUED.value
+    session.execute(sa.update(Build).where(waits, Build.not_before_ms > most).values(not_before_ms=most))
+    session.execute(sa.update(Outbox).where(Outbox.sent_ms.is_(None), Outbox.next_try_ms > most).values(next_try_ms=now))
+
+
 def follow_clock(session: Session, now: int, step_ms: int, *, lease_ms: int) -> None:
     """The clock that moments are noted by was set by `step_ms`, and shows `now`: nothing may be over for that, nor wait for that.
 
@@ -319,6 +330,8 @@ def _end_each(db: Database, due: sa.ColumnElement[bool], end: Callable[[Session,
         try:
             if db.run(work):
                 ended.append(build_id)
-        except Conflict as error:
-            log.error("build.not_ended", build_id=build_id, why=error.message)
+        except Unavailable:
+            raise
+        except Exception:  # a damaged record must not keep the others, which would wait for ever
+            log.exception("build.not_ended", build_id=build_id)
     return ended

@@ -36,6 +36,7 @@ _LIKELY_AGAIN: Final = frozenset(
 """Reasons that another attempt at once would likely meet again; one by one, they are tried later and later."""
 _NEVER_AGAIN: Final = frozenset({Reason.BUG})
 """Reasons of ours that a second attempt would only meet again."""
+MAX_BACKOFF_MS: Final = 120_000
 MAX_PHASE_RETRIES: Final = 100
 """CodeBuild's own limit of `on-failure: RETRY-n`; the worker keeps to the count of the buildspec."""
 _RETRIED: Final = frozenset({BuildState.FAILED, BuildState.TIMED_OUT, BuildState.FAULT})
@@ -122,8 +123,10 @@ def _retry_by_itself(session: Session, build: Build, reason: Reason) -> None:
     In the commit that ends the build, so that none is lost and none comes twice. What failed for its buildspec or waited in vain
     would only do so again, and is retried all the same, as the limit is the user's word; a build whose record is damaged is not.
     """
+    if reason is Reason.BUG:
+        return
     limit = build.settings.get("autoRetryLimit") or 0
-    if not isinstance(limit, int) or build.auto_retry_number >= limit or reason is Reason.BUG:
+    if not isinstance(limit, int) or build.auto_retry_number >= limit:
         return
     project = session.get(Project, build.project_name, with_for_update=True)
     if project is None or project.deleted_ms is not None:
@@ -213,7 +216,7 @@ def give_back(session: Session, build: Build, reason: Reason, message: str) -> N
 
 def backoff_ms(faults: int) -> int:
     """How long a build waits at least after its `faults`th fault of a kind that may last: 2, 8, 32 s, at most two minutes."""
-    return int(min(120_000, 500 * 4**faults))
+    return int(min(MAX_BACKOFF_MS, 500 * 4**faults))
 
 
 def _may_repeat(session: Session, build: Build) -> bool:

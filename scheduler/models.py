@@ -8,6 +8,18 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+
+class _Members(sa.types.TypeDecorator[dict[str, Any]]):
+    """A JSON object. A damaged one is read as one without members, which who needs them finds wrong, and nobody else."""
+
+    impl = sa.JSON
+    cache_ok = True
+
+    def process_result_value(self, value: object, dialect: sa.Dialect) -> dict[str, Any]:
+        """Nothing but an object."""
+        return value if isinstance(value, dict) else {}
+
+
 Json = sa.JSON
 Ms = sa.BigInteger
 _LOG_HERE = sa.text("log_key IS NULL AND log_bytes > 0")
@@ -66,7 +78,7 @@ class Build(Base):
     id: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
     project_name: Mapped[str] = mapped_column(sa.ForeignKey("projects.name"))
     number: Mapped[int]
-    settings: Mapped[dict[str, Any]] = mapped_column(Json)
+    settings: Mapped[dict[str, Any]] = mapped_column(_Members)
     initiator: Mapped[str] = mapped_column(sa.String(200))
     fleet: Mapped[str] = mapped_column(sa.String(100))
     priority: Mapped[int]

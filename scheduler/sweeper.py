@@ -9,11 +9,10 @@ from collections.abc import Callable
 from typing import BinaryIO, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from millrace.chunks import Tally
-from millrace.errors import InfraProblem, InvalidInput, MillraceError, Unavailable
+from millrace.errors import InfraProblem, InvalidInput, Unavailable
 from millrace.ids import cache_prefix, log_key, log_list_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
@@ -64,7 +63,7 @@ class Sweeper:
             return False
         self._each(
             self._take_back_lost,
-            lambda: leases.enforce_deadlines(self._db),
+            self._enforce_deadlines,
             lambda: dispatch.relay(self._db, self._bell),
             self._forget_old_rows,
             self._publish,
@@ -82,15 +81,23 @@ class Sweeper:
                 raise
             except InfraProblem as problem:
                 log.warning("sweep.store_failed", why=problem.message)
-            except (MillraceError, SQLAlchemyError):
+            except Exception:  # whatever it is: leases must be taken back all the same
                 log.exception("sweep.step_failed")
 
     def _take_back_lost(self) -> None:
         """Not for one lease after the database was away: until then, nobody could renew."""
-        if self._as_of_ms is not None and self._as_of_ms < self._spare_until_ms:
+        if self._spares():
             return
         for build_id in leases.expire(self._db, as_of_ms=self._as_of_ms):
             log.warning("lease.expired", build_id=build_id)
+
+    def _enforce_deadlines(self) -> None:
+        """Nor then: a build that ended in time may not have been able to say so."""
+        if not self._spares():
+            leases.enforce_deadlines(self._db)
+
+    def _spares(self) -> bool:
+        return self._as_of_ms is not None and self._as_of_ms < self._spare_until_ms
 
     def _publish(self) -> None:
         if self._publisher.due():
@@ -145,6 +152,8 @@ class Sweeper:
             if led and self._last_round is not None:
                 step_ms = now - self._last_round[0] - int((at_s - self._last_round[1]) * 1000)
                 self._follow_clock(session, now, step_ms)
+            else:
+                leases.bound_waits(session, now, lease_ms=int(self._settings.lease_ttl_s * 1000))
             self._this_round = (now, at_s)
             if row is None:
                 session.add(Leader(name="sweeper", owner=self._name, expires_ms=now + lease_ms))

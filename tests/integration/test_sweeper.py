@@ -448,6 +448,45 @@ def test_nothing_ends_or_waits_because_the_databases_clock_was_set(
     assert all(phase.duration_ms is None or phase.duration_ms >= 0 for phase in record.phases)
 
 
+@pytest.mark.parametrize("damaged", ["{", "[]", '"text"', "null"])
+def test_a_record_that_cannot_be_read_keeps_no_other_from_its_end_or_its_worker(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell, damaged: str
+) -> None:
+    if damaged == "{" and not database.is_sqlite:
+        damaged = "7"  # PostgreSQL takes nothing that is no JSON
+    a_project(database)
+    lost, late, barring, good = (a_build(database, settings) for _ in range(4))
+    assert a_claim(database, settings).build_id == lost
+    with database.transaction() as session:
+        session.execute(sa.update(Build).where(Build.id == lost).values(lease_expires_ms=now_ms() - 1))
+        session.execute(sa.update(Build).where(Build.id == late).values(queue_deadline_ms=now_ms() - 1))
+        for one in (lost, late, barring):
+            session.execute(sa.text("UPDATE builds SET settings = :damaged WHERE id = :id"), {"damaged": damaged, "id": one})
+    sweeper = Sweeper(database, bell, store, settings)
+    assert sweeper.sweep()
+    assert sweeper.sweep()
+    assert a_claim(database, settings).build_id == good
+    with database.reading() as session:
+        states = dict(session.execute(sa.select(Build.id, Build.state)).all())
+    assert (states[barring], states[late]) == ("FAULT", "TIMED_OUT"), states
+
+
+def test_no_lease_lasts_longer_than_one_can_when_a_scheduler_begins(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell
+) -> None:
+    a_project(database)
+    build = a_build(database, settings)
+    a_claim(database, settings)
+    with database.transaction() as session:
+        session.execute(sa.update(Build).values(lease_expires_ms=now_ms() + 3_600_000))
+    Sweeper(database, bell, store, settings).sweep()
+    with database.reading() as session:
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        expires_ms = session.get_one(Build, build).lease_expires_ms
+    assert expires_ms is not None
+    assert expires_ms <= now + settings.lease_ttl_s * 1000
+
+
 def test_a_leader_that_is_dead_bars_nobody_where_the_clock_was_set_back(
     database: Database, settings: Settings, store: DirectoryStore, bell: Bell
 ) -> None:
