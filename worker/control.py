@@ -126,6 +126,10 @@ class Wire:
                 why = _detail(answer)
             except httpx.TransportError as error:
                 why = str(error) or type(error).__name__
+            except RuntimeError as error:
+                if not self._client.is_closed:
+                    raise
+                raise Unavailable(f"the attempt is over; {method} {path} is not sent any more") from error
             pause_s = random.uniform(0.05, min(5.0, 0.1 * 2**tries))  # noqa: S311  # jitter, not a secret
             if time.monotonic() + pause_s > end:
                 raise Unavailable(f"the API did not take {method} {path} in {patience_s:.0f} s: {why}")

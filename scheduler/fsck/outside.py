@@ -25,7 +25,7 @@ GONE_S: Final = 90.0
 _UNSENT_MS: Final = 300_000
 _DUE_MS: Final = 60_000
 _TOGETHER: Final = 500
-_TEXT: Final = (sa.String, sa.Text, sa.JSON)
+_TEXT: Final = (sa.String, sa.Text, sa.JSON, sa.types.TypeDecorator)
 
 
 # The journal of a client: one JSON object a line, {"op": "start", "key": ..., "status": 201, "build": ...}
