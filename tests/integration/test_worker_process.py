@@ -28,8 +28,9 @@ sys.exit(app.main(load(os.environ), os.environ))
 
 
 def fleet(farm: Farm, name: str) -> dict[str, object]:
-    shown: dict[str, object] = farm.client.get(f"/v1/fleets/{name}")
-    return shown
+    """As it is shown; before its first worker has come, as one without."""
+    shown: list[dict[str, object]] = farm.client.get("/v1/fleets")["fleets"]
+    return next((one for one in shown if one["name"] == name), {"notClaiming": [], "workers": 0, "freeSlots": 0})
 
 
 def readiness(farm: Farm) -> dict[str, object]:
