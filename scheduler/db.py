@@ -77,7 +77,7 @@ def _readable(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        log.error("record.damaged", text=text[:100])
+        log.error("record.damaged", size_chars=len(text))  # not the text: it may hold a secret
         return {}
 
 
