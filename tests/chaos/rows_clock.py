@@ -1,17 +1,13 @@
 """Clocks that are wrong or are set, and answers that never come: F-38, F-41."""
 
-import signal
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
-
-import docker
 
 from tests.chaos.harness import Chaos, row
 from tests.chaos.proxy import Proxy, Rule
-from tests.chaos.rows_worker import AS_SHIPPED, FAR, ONCE_MORE, begun, far_worker, port_of, send, worker_processes
+from tests.chaos.rows_worker import AS_SHIPPED, FAR, ONCE_MORE, begun, end_host, far_worker, port_of
 from tests.support.farm import Farm, wait_until
 
 
@@ -31,17 +27,6 @@ class WallClock:
         """It shows so many seconds more than the true time."""
         with open(self._file, "r+b") as file:
             file.write(by_s.to_bytes(8, "little", signed=True))
-
-
-def end_host(farm: Farm) -> None:
-    """Kill the worker, the attempts and their containers."""
-    names = farm.containers()
-    send(signal.SIGKILL, *worker_processes(farm))
-    client = docker.from_env(timeout=30)
-    for name in names:
-        with suppress(docker.errors.APIError):
-            client.containers.get(name).kill()
-    client.close()
 
 
 def check_times(farm: Farm, build: str) -> None:

@@ -66,6 +66,17 @@ def send(number: int, *pids: int) -> None:
             os.kill(pid, number)
 
 
+def end_host(farm: Farm) -> None:
+    """Kill the worker, the attempts and their containers."""
+    names = farm.containers()
+    send(signal.SIGKILL, *worker_processes(farm))
+    client = docker.from_env(timeout=30)
+    for name in names:
+        with suppress(docker.errors.APIError):
+            client.containers.get(name).kill()
+    client.close()
+
+
 @row(
     "F-01",
     done="the process of an attempt is killed while a command runs",
@@ -109,14 +120,8 @@ def worker_killed(chaos: Chaos) -> None:
 def host_killed(chaos: Chaos) -> None:
     with chaos.farm(MILLRACE_PARKED="1", **AS_SHIPPED) as farm:
         build = begun(chaos, farm, [ONCE_MORE])
-        names = farm.containers()
         killed = time.time()
-        send(signal.SIGKILL, *worker_processes(farm))
-        client = docker.from_env(timeout=30)
-        for name in names:
-            with suppress(docker.errors.APIError):
-                client.containers.get(name).kill()
-        client.close()
+        end_host(farm)
         after = requeued_after(farm, build, killed)
         chaos.measure("queued again, s after", after)
         farm.await_log(build, "attempt 2\n", 60)
