@@ -45,6 +45,8 @@ artifacts:
 cache:
   paths: [kept/**/*, /opt/kept/**/*]
 """
+_COPIED: Final = _RICH.replace("/opt/kept/**/*", "/opt/kept/t*")
+"""A glob that is no folder: this cache is copied, not mounted."""
 _BORNE_S: Final = 100.0
 _GONE_S: Final = 90.0
 """By then the janitor has removed what was left."""
@@ -64,21 +66,16 @@ class Stage:
         """The projects and what they need."""
         client = self.farm.client
         client.put("/v1/secrets/word", {"value": "hidden"})
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-            for name, text in (("buildspec.yml", _RICH), ("in.txt", "in\n")):
-                entry = tarfile.TarInfo(name)
-                entry.size = len(text)
-                tar.addfile(entry, io.BytesIO(text.encode()))
-        body = packed.getvalue()
-        location = client.upload(io.BytesIO(body), len(body), hashlib.sha256(body).hexdigest())
-        rich = a_project_json(
-            "rich",
-            source={"type": "S3", "location": location},
-            artifacts={"type": "S3", "packaging": "NONE", "location": "releases", "namespaceType": "BUILD_ID"},
-            cache={"type": "S3"},
-        )
-        client.post("/v1/projects", rich)
+        for name, spec in (("rich", _RICH), ("copied", _COPIED)):
+            body = _packed({"buildspec.yml": spec, "in.txt": "in\n"})
+            location = client.upload(io.BytesIO(body), len(body), hashlib.sha256(body).hexdigest())
+            project = a_project_json(
+                name,
+                source={"type": "S3", "location": location},
+                artifacts={"type": "S3", "packaging": "NONE", "location": "releases", "namespaceType": "BUILD_ID"},
+                cache={"type": "S3"},
+            )
+            client.post("/v1/projects", project)
         for name, command in (("slow", "sleep 60"), ("short", "sleep 4")):
             spec = f"version: 0.2\nphases:\n  build:\n    commands:\n      - {command}\n"
             client.post("/v1/projects", a_project_json(name, source={"type": "NO_SOURCE", "buildspec": spec}))
@@ -154,7 +151,7 @@ class Stage:
             shown = self.ended(build)
             attempts = {item["key"].split("/")[2] for item in shown["millrace"]["artifacts"]}
             assert len(attempts) <= 1, (point, shown)
-            if shown["projectName"] == "rich":
+            if shown["projectName"] in ("rich", "copied"):
                 assert len(shown["millrace"]["artifacts"]) == 2, (point, shown)
 
     def passed(self) -> set[str]:
@@ -177,6 +174,16 @@ class Stage:
         assert not unasked, f"builds that nobody asked for, or that are gone: {unasked}"
         if self.farm.environment["MILLRACE_PARKED"] == "0":
             wait_until(lambda: self.farm.containers() == [], _GONE_S)  # fsck lets what is young be
+
+
+def _packed(files: dict[str, str]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return packed.getvalue()
 
 
 def again(call: Callable[[], T]) -> T:
@@ -216,6 +223,13 @@ def _is_there(stage: Stage, path: str) -> bool:
 def _rich(stage: Stage) -> None:
     stage.arm()
     stage.ended(stage.ask("rich"))
+
+
+def _copied(stage: Stage) -> None:
+    """The second has a cache to restore."""
+    stage.ended(stage.ask("copied"))
+    stage.arm()
+    stage.ended(stage.ask("copied"))
 
 
 def _stopped(stage: Stage) -> None:
@@ -310,7 +324,7 @@ def _resigned(stage: Stage) -> None:
 
 def _replaced(stage: Stage) -> None:
     for _ in range(2):
-        stage.ended(stage.ask("rich"))
+        stage.ended(stage.ask("copied"))
     stage.arm()
     assert stage.change(
         sa.update(CacheEntry).where(CacheEntry.replaced_ms > 0).values(replaced_ms=CacheEntry.replaced_ms - 7_200_000)
@@ -346,6 +360,8 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.sweeper.Sweeper._resign": _resigned,
     "commit.tokens.create": _command("token", "create", "name"),
     "commit.tokens.revoke": _command("token", "revoke"),
+    "engine.copy_in": _copied,
+    "engine.copy_out": _copied,
     "store.delete": _replaced,
     "store.delete_prefix": _losers,
 }
