@@ -225,6 +225,11 @@ def _rich(stage: Stage) -> None:
     stage.ended(stage.ask("rich"))
 
 
+def _renewed(stage: Stage) -> None:
+    stage.arm()
+    stage.ended(stage.ask("short"))
+
+
 def _copied(stage: Stage) -> None:
     """The second has a cache to restore."""
     stage.ended(stage.ask("copied"))
@@ -349,6 +354,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.dispatch._note": _lost,
     "commit.fleets._write": _fleet,
     "commit.leases._end_each": _lost,
+    "commit.leases.renew": _renewed,
     "commit.lifecycle.request_stop": _stopped,
     "commit.projects.create": _project,
     "commit.projects.delete": _project,
@@ -364,6 +370,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "engine.copy_out": _copied,
     "store.delete": _replaced,
     "store.delete_prefix": _losers,
+    "verb.renew": _renewed,
 }
 """Of the places that a build with a source, a secret, a cache and published artifacts does not pass by itself."""
 
