@@ -1,5 +1,6 @@
 """Fixtures that all suites share: real services, each once per process, and clean parts of them per test."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,28 +32,50 @@ def redis_server() -> Iterator[redis.RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with this release's schema, which is copied: it takes far longer to make."""
+    path = tmp_path_factory.mktemp("template") / "records.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: postgres.PostgresServer) -> Iterator[str]:
+    """The same as the name of a database."""
+    with postgres_server.database() as url:
+        _migrate(url)
+        yield url.rpartition("/")[2]
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
     """An empty database with this release's schema, once on each kind."""
     if request.param == "sqlite":
-        yield from _migrated(f"sqlite:///{tmp_path / 'records.db'}")
+        yield request.getfixturevalue("sqlite_database")
         return
     server: postgres.PostgresServer = request.getfixturevalue("postgres_server")
-    with server.database() as url:
-        yield from _migrated(url)
+    with server.database(request.getfixturevalue("postgres_template")) as url:
+        yield from _opened(url)
 
 
 @pytest.fixture
-def sqlite_database(tmp_path: Path) -> Iterator[Database]:
+def sqlite_database(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
     """An empty SQLite database, for tests that are not about the database."""
-    yield from _migrated(f"sqlite:///{tmp_path / 'records.db'}")
+    path = tmp_path / "records.db"
+    shutil.copyfile(sqlite_template, path)
+    yield from _opened(f"sqlite:///{path}")
 
 
-def _migrated(url: str) -> Iterator[Database]:
-    made = Database(url)
-    made.migrate()
-    yield made
-    made.dispose()
+def _migrate(url: str) -> None:
+    for made in _opened(url):
+        made.migrate()
+
+
+def _opened(url: str) -> Iterator[Database]:
+    opened = Database(url)
+    yield opened
+    opened.dispose()
 
 
 @pytest.fixture

@@ -130,10 +130,11 @@ class PostgresServer:
                     os.kill(pid, signal.SIGCONT)
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """A new, empty database; its SQLAlchemy address. The server may be stopped and started meanwhile."""
+    def database(self, template: str = "template0") -> Iterator[str]:
+        """A new database like `template`, empty by default; its SQLAlchemy address. The server may be stopped and started
+        meanwhile."""
         name = f"t{uuid.uuid4().hex}"
-        self._administer(f'CREATE DATABASE "{name}" TEMPLATE template0')
+        self._administer(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         try:
             yield f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
         finally:
