@@ -60,9 +60,13 @@ class Chaos:
 
     @contextmanager
     def farm(self, *, prefix: tuple[str, ...] = (), **settings: str) -> Iterator[Farm]:
-        """A farm of real processes that is up, and where the invariants hold when the row is over."""
-        with new_farm(**settings) as farm:
+        """A farm of real processes that is up, and where the invariants hold when the row is over.
+
+        As shipped, containers are parked; and each build of real containers has a cache, so that folders are mounted into it.
+        """
+        with new_farm(**{"MILLRACE_PARKED": "1"} | settings) as farm:
             farm.prefix = prefix
+            farm.caches = settings.get("MILLRACE_ENGINE") != "fake"
             farm.start()
             self.accepted = []
             try:
