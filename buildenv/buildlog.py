@@ -41,7 +41,8 @@ class BuildLog:
 
     def output(self, data: bytes) -> None:
         """What a command wrote."""
-        self._first_output()
+        if not self._after_output:
+            self._first_output()
         self._tail += data[-_TAIL_BYTES:]
         if len(self._tail) > 2 * _TAIL_BYTES:
             del self._tail[:-_TAIL_BYTES]

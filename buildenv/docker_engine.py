@@ -1,6 +1,7 @@
 """The Docker engine, through docker-py; the only module that touches Docker. Works from API 1.41 on, with cgroup v1 and v2."""
 
 import math
+import os
 import resource
 import select
 import socket
@@ -55,7 +56,7 @@ PULL_TRIES: Final = 3
 CPU_PERIOD_US: Final = 100_000
 OPEN_FILES: Final = 65536
 SHM_BYTES: Final = 256 * 1024**2
-READ_BYTES: Final = 64 * 1024
+READ_BYTES: Final = 256 * 1024
 WRITE_S: Final = 30.0
 EXEC_FAILED: Final = (126, 127)
 
@@ -70,6 +71,8 @@ class DockerConsole:
         self._stream = stream  # Keeps docker-py's response, and with it the socket, alive.
         self._socket: socket.socket = getattr(stream, "_sock", stream)
         self._socket.settimeout(WRITE_S)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
         self._frames = Frames()
         self._reading = threading.Lock()
         self._writing = threading.Lock()
@@ -107,18 +110,20 @@ class DockerConsole:
 
     def _receive(self, timeout_s: float) -> bytes | None:
         """The next bytes, b"" at the end, None where none came in time."""
-        pending = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
-        if not pending:
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
-                return None
         try:
-            return self._socket.recv(READ_BYTES)
+            if isinstance(self._socket, ssl.SSLSocket):
+                return self._socket.recv(READ_BYTES) if self._socket.pending() or self._comes(timeout_s) else None
+            try:
+                return os.read(self._socket.fileno(), READ_BYTES)  # its time-out makes it one that does not block
+            except BlockingIOError:
+                return os.read(self._socket.fileno(), READ_BYTES) if self._comes(timeout_s) else None
         except OSError as error:
             if self._closed.is_set():
                 return b""
             raise _lost(f"the container's output broke off: {error}") from error
+
+    def _comes(self, timeout_s: float) -> bool:
+        return bool(self._poll.poll(timeout_s * 1000))
 
     def close(self) -> None:
         if self._closed.is_set():

@@ -39,9 +39,13 @@ class Tally:
         self.chunks, self.size_bytes = 0, 0
         self._hash = hashlib.sha256()
 
+    def next(self, data: bytes) -> Chunk:
+        """What the next chunk is, if it is made of `data`."""
+        return Chunk(self.chunks, self.size_bytes, len(data), hashlib.sha256(data).hexdigest())
+
     def take(self, data: bytes) -> Chunk:
         """The next chunk, made of `data`."""
-        chunk = Chunk(self.chunks, self.size_bytes, len(data), hashlib.sha256(data).hexdigest())
+        chunk = self.next(data)
         self.add(chunk)
         return chunk
 

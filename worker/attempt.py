@@ -69,7 +69,7 @@ def execute(order: Order, here: ParkOrder, parked: Parked | None, engine: Engine
     """
     claim = order.claim
     control = guard(AttemptControl(order.api_url, claim.build_id, claim.attempt_no, claim.token), "verb", Unavailable)
-    shipper = LogShipper(lambda seq, offset, data: control.log(seq, offset, data, patience_s=10))
+    shipper = LogShipper(lambda chunk, data: control.log(chunk, data, patience_s=10))
     phases = PhaseTeller(control.phases, stop)
     heartbeat = Heartbeat(
         lambda patience_s: control.renew(draining=stop.reason is Reason.WORKER_SHUTDOWN, patience_s=patience_s),

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
+from millrace.chunks import Chunk
 from millrace.contract import (
     LOG_OFFSET_HEADER,
     LOG_SHA256_HEADER,
@@ -190,14 +191,14 @@ class AttemptControl:
         """Phases began or ended."""
         self._wire.send("POST", f"{self._path}/phases", patience_s=10, **_body(PhaseReports(reports=tuple(reports))))
 
-    def log(self, seq: int, offset: int, data: bytes, *, patience_s: float) -> None:
+    def log(self, chunk: Chunk, data: bytes, *, patience_s: float) -> None:
         """One chunk of the log."""
         headers = {
-            LOG_OFFSET_HEADER: str(offset),
-            LOG_SHA256_HEADER: hashlib.sha256(data).hexdigest(),
+            LOG_OFFSET_HEADER: str(chunk.offset),
+            LOG_SHA256_HEADER: chunk.sha256,
             "Content-Type": "application/octet-stream",
         }
-        self._wire.send("PUT", f"{self._path}/log/{seq}", patience_s=patience_s, content=data, headers=headers)
+        self._wire.send("PUT", f"{self._path}/log/{chunk.seq}", patience_s=patience_s, content=data, headers=headers)
 
     def finish(self, report: FinishReport, *, patience_s: float = MOVE_PATIENCE_S) -> BuildState:
         """The attempt is over; what became of the build."""

@@ -7,6 +7,7 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millrace.chunks import Chunk
 from millrace.contract import MAX_LOG_CHUNK_BYTES
 from millrace.errors import AttemptFenced, TooLarge, Unavailable
 from tests.support.farm import wait_until
@@ -33,7 +34,7 @@ class Api:
         self.gate = threading.Event()
         self.gate.set()
 
-    def take(self, seq: int, offset: int, data: bytes) -> None:
+    def take(self, chunk: Chunk, data: bytes) -> None:
         self.gate.wait()
         if self.fenced:
             raise AttemptFenced("over")
@@ -41,11 +42,15 @@ class Api:
             self.failures -= 1
             raise Unavailable("away")
         assert 0 < len(data) <= MAX_LOG_CHUNK_BYTES
-        assert (seq, offset) == (len(self.chunks), sum(map(len, self.chunks)))
+        assert (chunk.seq, chunk.offset, chunk.size_bytes) == (len(self.chunks), sum(map(len, self.chunks)), len(data))
+        assert chunk.sha256 == hashlib.sha256(data).hexdigest()
         self.chunks.append(data)
 
 
-@given(st.lists(st.binary(max_size=2000), max_size=30), st.integers(0, 3))
+@given(
+    st.lists(st.one_of(st.binary(max_size=2000), st.integers(0, 300_000).map(lambda size: b"." * size)), max_size=30),
+    st.integers(0, 3),
+)
 @settings(max_examples=30, deadline=None)
 def test_what_is_written_arrives_whole(pieces: list[bytes], failures: int) -> None:
     api = Api(failures)
@@ -86,7 +91,7 @@ def test_an_api_that_takes_nothing_holds_the_writer_up_and_memory_down() -> None
 
     threading.Thread(target=write, daemon=True).start()
     assert not written.wait(0.5)
-    assert len(shipper._buffer) <= logship._BUFFER_BYTES
+    assert shipper._held == sum(map(len, shipper._pieces)) < logship._BUFFER_BYTES + logship._PIECE_BYTES
     api.gate.set()
     assert written.wait(30)
     assert shipper.close(30).size_bytes == 64 * 1024 * 1024
@@ -123,8 +128,8 @@ def test_a_chunk_whose_answer_was_lost_is_sent_again_as_it_was() -> None:
     taken: list[tuple[int, int, bytes]] = []
     more = threading.Event()
 
-    def take(seq: int, offset: int, data: bytes) -> None:
-        taken.append((seq, offset, data))
+    def take(chunk: Chunk, data: bytes) -> None:
+        taken.append((chunk.seq, chunk.offset, data))
         if len(taken) == 1:
             more.wait(10)
             raise Unavailable("taken, and the answer is lost")
@@ -146,7 +151,7 @@ def test_what_is_still_on_its_way_at_the_close_may_arrive_later_and_fit_the_root
     shipper = LogShipper(api.take)
     shipper.start()
     shipper.write(b"on its way")
-    wait_until(lambda: not shipper._buffer)
+    wait_until(lambda: not shipper._pieces)
     shipper.write(b"x" * (2 * MAX_LOG_CHUNK_BYTES + 1))
     footer = shipper.close(0.1)
     api.gate.set()
@@ -155,11 +160,28 @@ def test_what_is_still_on_its_way_at_the_close_may_arrive_later_and_fit_the_root
 
 
 def test_a_log_that_is_refused_has_no_root() -> None:
-    def refuse(_seq: int, _offset: int, _data: bytes) -> None:
+    def refuse(_chunk: Chunk, _data: bytes) -> None:
         raise TooLarge("full")
 
     shipper = LogShipper(refuse)
     shipper.start()
     shipper.write(b"lost")
+    wait_until(lambda: shipper._given_up)
+    shipper.write(b" too")
     footer = shipper.close(5)
-    assert (footer.chunks, footer.size_bytes, footer.root) == (0, 4, None)
+    assert (footer.chunks, footer.size_bytes, footer.root) == (0, 8, None)
+    assert footer.sha256 == hashlib.sha256(b"lost too").hexdigest()
+
+
+def test_a_log_that_comes_byte_by_byte_takes_no_more_memory_than_its_bytes() -> None:
+    api = Api()
+    api.gate.clear()
+    shipper = LogShipper(api.take)
+    shipper.start()
+    for _ in range(300_000):
+        shipper.write(b"\n")
+    assert len(shipper._pieces) <= 2
+    api.gate.set()
+    footer = shipper.close(30)
+    assert b"".join(api.chunks) == b"\n" * 300_000
+    assert footer.root == root_of(api.chunks)
