@@ -62,7 +62,11 @@ class Preparation:
         credentials = self._credentials()
         settings = self._claim.settings
         self.resolved_version = self._fetch(
-            settings.source, settings.source_commit or settings.source_version, self._workspace.source, credentials.get("")
+            settings.source,
+            settings.source_version,
+            self._workspace.source,
+            credentials.get(""),
+            commit=settings.source_commit,
         )
         ours = variables.fixed(self._claim, src_dir=self._workspace.source_inside, image=settings.environment.image)
         if self.resolved_version:
@@ -110,7 +114,15 @@ class Preparation:
         self._log.hide([one.password for one in found.values()])
         return found
 
-    def _fetch(self, one: ProjectSource, version: str | None, folder: Path, credential: Credential | None) -> str | None:
+    def _fetch(
+        self,
+        one: ProjectSource,
+        version: str | None,
+        folder: Path,
+        credential: Credential | None,
+        *,
+        commit: str | None = None,
+    ) -> str | None:
         fetched = source.fetch(
             one,
             version,
@@ -124,6 +136,7 @@ class Preparation:
             deadline=self._deadline,
             credential=credential,
             mirrors=self._mirrors,
+            commit=commit,
         )
         return fetched.resolved_version
 

@@ -18,7 +18,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from buildenv.archive import unpack
-from buildenv.git import Credential, Git, ServerRefused
+from buildenv.git import Credential, Git, HarmfulRepository, ServerRefused
 from buildenv.mirror import Mirror, Mirrors
 from millrace.contract import Grant, GrantRequest
 from millrace.errors import BuildProblem, InvalidInput, NotFound
@@ -29,6 +29,7 @@ from millrace.vocabulary import Reason, SourceType
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _SCP: Final = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[^-\s][^\s]*)")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_PULL_REQUEST: Final = re.compile(r"pr/[0-9]+")
 _PINNED: Final = re.compile(r"(?P<ref>refs/[^^]+)\^\{(?P<commit>[0-9a-f]{40})\}")
 
 
@@ -127,8 +128,11 @@ def fetch(
     deadline: float,
     credential: Credential | None = None,
     mirrors: Mirrors | None = None,
+    commit: str | None = None,
 ) -> FetchedSource:
     """Put the source into the empty folder `dest`, with the help of `mirrors` if any. `deadline` is of `time.monotonic`.
+
+    `commit` is the one that git checks out, whatever has become of `version` since it was noted.
 
     Raises BuildProblem (SOURCE_NOT_FOUND, BAD_SOURCE), InfraProblem (SOURCE_UNREACHABLE, STORAGE) or BuildStopped.
     """
@@ -153,8 +157,8 @@ def fetch(
         return _fetch_object(source, dest, grant, download, say)
     git = Git(source.location or "", dest, ca_bundle, say, stop, deadline, credential)
     try:
-        commit = _Checkout(source, git, dest, say, mirrors).checkout(version)
-        return FetchedSource(resolved_version=commit, repo_url=source.location or "")
+        resolved = _Checkout(source, git, dest, say, mirrors, commit).checkout(version)
+        return FetchedSource(resolved_version=resolved, repo_url=source.location or "")
     finally:
         git.close()
 
@@ -187,8 +191,16 @@ def _fetch_object(
 class _Checkout:
     """One checkout by the git program."""
 
-    def __init__(self, source: ProjectSource, git: Git, dest: Path, say: Callable[[str], None], mirrors: Mirrors | None) -> None:
-        self._source, self._git, self._dest, self._say = source, git, dest, say
+    def __init__(
+        self,
+        source: ProjectSource,
+        git: Git,
+        dest: Path,
+        say: Callable[[str], None],
+        mirrors: Mirrors | None,
+        noted: str | None,
+    ) -> None:
+        self._source, self._git, self._dest, self._say, self._noted = source, git, dest, say, noted
         self._url = source.location or ""
         self._mirror = Mirror(mirrors, self._url, git, dest, say) if mirrors is not None else None
 
@@ -216,7 +228,7 @@ class _Checkout:
     def _checked_out(self, version: str | None) -> str:
         self._git.run("init", "--quiet", ".")
         self._git.run("remote", "add", "origin", self._url)
-        commit = self._fetch(version)
+        commit = self._fetch(version) if self._noted is None else self._fetch_noted(version, self._noted)
         self._git.run("checkout", "--quiet", "--force", "--detach", commit, "--")
         return commit
 
@@ -241,6 +253,25 @@ class _Checkout:
                 return self._commit(here, version)
         return self._commit(self._fetch_ref(ref, depth), version)
 
+    def _fetch_noted(self, version: str | None, commit: str) -> str:
+        """Have a commit here that was noted when its branch or pull request was at it. Both may have moved on."""
+        depth = self._source.git_clone_depth or 0
+        ways: list[Callable[[], str]] = []
+        if depth:
+            ways.append(lambda: self._fetch_ref(commit, depth))
+        if version is not None and _PULL_REQUEST.fullmatch(version):
+            ref = self._resolve(version) or version
+            ways.append(lambda: self._fetch_ref(ref, 0))
+        for way in ways:
+            try:
+                way()
+                return self._commit(self._whole(commit), commit)
+            except HarmfulRepository:
+                raise
+            except BuildProblem:  # the server gives no single commits, has no refs of pull requests, or this one has moved on
+                continue
+        return self._fetch_commit(commit, 0)
+
     def _fetch_commit(self, commit: str, depth: int) -> str:
         if depth:
             try:
@@ -250,10 +281,28 @@ class _Checkout:
                 self._say("The server does not give a single commit; cloning it all")
         self._fetch_all()
         try:
-            return self._commit(commit, commit)
+            return self._commit(self._whole(commit), commit)
         except BuildProblem:
+            pass
+        try:
             self._fetch_ref(commit, 0)  # on no branch and no tag, but some servers give it when asked by name
             return self._commit(commit, commit)
+        except HarmfulRepository:
+            raise
+        except BuildProblem as problem:
+            raise self._git.not_found(
+                f"commit gone: it has no commit {commit}, or no longer; a force-push or the removal of a branch takes some away"
+            ) from problem
+
+    def _whole(self, commit: str) -> str:
+        """The id that an abbreviated one stands for; never a branch or tag that somebody named so."""
+        if len(commit) in (40, 64):
+            return commit
+        found = self._git.attempt("rev-parse", f"--disambiguate={commit}")[1].split()
+        commits = [one for one in found if self._git.attempt("cat-file", "-t", one)[1].strip() == "commit"]
+        if len(commits) != 1:
+            raise self._git.not_found(f"it has no commit {commit}" if not commits else f"several commits begin with {commit}")
+        return commits[0]
 
     def _resolve(self, version: str | None) -> str | None:
         """The full name of the ref that `version` means, or None where the server has none of that name."""
@@ -263,7 +312,7 @@ class _Checkout:
             return "HEAD"
         if version.startswith("refs/"):
             return version
-        if re.fullmatch(r"pr/[0-9]+", version):
+        if _PULL_REQUEST.fullmatch(version):
             number = version.removeprefix("pr/")
             kind = self._source.type
             if kind in (SourceType.GITLAB, SourceType.GITLAB_SELF_MANAGED):

@@ -57,6 +57,7 @@ class Fetch:
         submodules: bool | None = None,
         grant: Callable[[GrantRequest], Grant] | None = None,
         download: Callable[[Grant, Path], None] | None = None,
+        commit: str | None = None,
     ) -> FetchedSource:
         shutil.rmtree(self.dest, ignore_errors=True)
         config = None if submodules is None else GitSubmodulesConfig(fetch_submodules=submodules)
@@ -73,6 +74,7 @@ class Fetch:
             stop=self.stop,
             deadline=time.monotonic() + self.patience_s,
             credential=self.credential,
+            commit=commit,
         )
 
     def readme(self) -> str:
@@ -196,6 +198,37 @@ def test_pull_requests_have_other_refs_elsewhere(
 ) -> None:
     fetched = fetching(f"{server.url}/team/app.git", f"pr/{number}", kind=kind)
     assert fetched.resolved_version == repository.hidden
+
+
+@pytest.mark.parametrize("depth", [None, 1])
+def test_a_noted_commit_is_built_though_its_pull_request_or_branch_has_moved_on(
+    fetching: Fetch, repository: Repository, location: str, depth: int | None
+) -> None:
+    git(repository.path, "update-ref", "refs/pull/8/head", repository.first)
+    git(repository.path, "branch", repository.second[:12], repository.third)  # a name that passes for an abbreviated id
+    for version, commit in (
+        ("pr/7", repository.hidden),
+        ("pr/8", repository.branch),
+        ("pr/999", repository.second),
+        ("pr/999", repository.second[:12]),
+        ("main", repository.first),
+        (None, repository.third),
+    ):
+        assert fetching(location, version, depth=depth, commit=commit).resolved_version.startswith(commit)
+
+
+@pytest.mark.parametrize("depth", [None, 1])
+def test_a_noted_commit_that_was_forced_away_is_said_to_be_gone(
+    fetching: Fetch, repository: Repository, server: GitServer, depth: int | None
+) -> None:
+    git(repository.path, "update-ref", "refs/heads/feature/x", repository.first)
+    git(repository.path, "-c", "gc.pruneExpire=now", "gc", "--quiet", "--prune=now")
+    for commit in (repository.branch, repository.branch[:12]):
+        with pytest.raises(BuildProblem, match=f"commit gone: .*{commit}.*force-push") as caught:
+            fetching(f"{server.url}/team/app.git", "pr/8", depth=depth, commit=commit)
+        assert caught.value.reason is Reason.SOURCE_NOT_FOUND
+    with pytest.raises(BuildProblem, match="commit gone"):
+        fetching(f"{server.url}/team/app.git", repository.branch, depth=depth)
 
 
 @pytest.mark.parametrize(
