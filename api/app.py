@@ -4,9 +4,10 @@ import threading
 
 from flask import Flask
 
-from api import artifacts, attempts, builds, errors, fleets, health, logs, objects, projects, secrets, uploads
+from api import artifacts, attempts, builds, errors, fleets, health, hooks, logs, objects, projects, secrets, uploads
 from api.context import Context, places_for_streams
 from api.readiness import Readiness, silent
+from api.webhooks import routes as webhooks
 from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler import health as scheduler_health
@@ -40,7 +41,7 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
         readiness=readiness,
         secrets=open_provider(settings, db),
     )
-    for part in (projects, builds, fleets, secrets, logs, artifacts, uploads, attempts, objects, health):
+    for part in (projects, builds, fleets, secrets, hooks, logs, artifacts, uploads, attempts, objects, health, webhooks):
         app.register_blueprint(part.blueprint)
     errors.install(app)
     return app

@@ -39,6 +39,7 @@ def build_status(state: BuildState) -> StatusType:
 def build(record: BuildRecord, settings: Settings, *, brief: bool = False) -> dict[str, Any]:
     """CodeBuild: Build, with our own facts below `millrace`. `brief` leaves the list of artifacts out, which may be long."""
     wanted = record.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    webhook = wanted.pop("webhook", None)
     for member in ("artifacts", "secondaryArtifacts", "sourceCommit"):
         wanted.pop(member, None)
     if not wanted.pop("debugSessionEnabled", False):
@@ -84,6 +85,7 @@ def build(record: BuildRecord, settings: Settings, *, brief: bool = False) -> di
             "priority": record.priority,
             "stopRequested": record.cancel_requested,
             "retryOf": record.retry_of,
+            **({"webhook": webhook} if webhook else {}),
             "marks": dict(record.marks),
             "phaseMs": {item.phase_type.value: item.duration_ms for item in record.phases if item.duration_ms is not None},
             "artifacts": artifacts(record.artifacts),

@@ -375,6 +375,22 @@ class ProjectSettings(_Sources):
         return check_source_version(version) if version else version
 
 
+class WebhookCause(Shape):
+    """What happened at a git server that a build is of. The names are the server's word: any text may stand in them."""
+
+    provider: Literal["github", "bitbucket", "gitlab", "git"]
+    event: str
+    trigger: str
+    head_ref: str | None = None
+    base_ref: str | None = None
+    commit: str | None = None
+    prev_commit: str | None = None
+    merge_commit: str | None = None
+    actor_account_id: str | None = None
+    pull_request: int | None = None
+    from_fork: bool = False
+
+
 class BuildSettings(_Sources):
     """The effective settings of one build: its project's, with the request's overrides already applied."""
 
@@ -389,7 +405,9 @@ class BuildSettings(_Sources):
     debug_session_enabled: bool = False
     auto_retry_limit: Annotated[int, Field(ge=0, le=10)] | None = None
     source_commit: str | None = None
-    """What git checks out of the primary source, whatever `source_version` has come to mean: the commit of the build retried."""
+    """What git checks out of the primary source, whatever `source_version` has come to mean: the commit of the build retried, or
+    of the push or pull request."""
+    webhook: WebhookCause | None = None
 
 
 class BuildOverrides(_Checked):

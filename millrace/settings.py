@@ -50,6 +50,10 @@ class Settings(BaseSettings):
         str | None,
         Field(description="Address at which workers and the command line reach the API; absent: from `bind`."),
     ] = None
+    public_url: Annotated[
+        str | None,
+        Field(description="Address at which git servers and people reach the API, as it stands in webhooks; absent: `api_url`."),
+    ] = None
     api_workers: Annotated[int, Field(ge=1, le=64, description="Processes of the API server.")] = 2
     api_threads: Annotated[int, Field(ge=1, le=512, description="Threads of each; a followed log holds one.")] = 32
     token: Annotated[SecretStr | None, Field(description="API token of the command line; absent: the embedded farm's own.")] = (
@@ -213,6 +217,11 @@ class Settings(BaseSettings):
     def api(self) -> str:
         """Where the API is reached, without a slash at the end."""
         return (self.api_url or f"http://{self.bind}").rstrip("/")
+
+    @property
+    def public(self) -> str:
+        """Where others than our own parts reach the API, without a slash at the end."""
+        return (self.public_url or self.api).rstrip("/")
 
     @property
     def layers(self) -> Path:

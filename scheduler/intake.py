@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from millrace.errors import Conflict, FieldProblem, IdempotencyMismatch, InvalidInput, LimitExceeded, NotFound
 from millrace.log import get_logger
-from millrace.project import BuildOverrides, BuildSettings, ProjectSettings, effective
+from millrace.project import BuildOverrides, BuildSettings, ProjectSettings, WebhookCause, effective
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState
 from scheduler.db import Database, now_ms
@@ -30,12 +30,16 @@ KEY_LASTS_MS: Final = 86_400_000
 class BuildRequest:
     """A wish for a build. The same `idempotency_key` in the same `idempotency_scope` within 24 hours means the same build.
 
-    `by_admin`: the request's priority counts among all builds of its fleet, not only among those of its project.
+    `by_admin`: the request's priority counts among all builds of its fleet, not only among those of its project. `commit` is what
+    git checks out, and `line` the branch or pull request, where `cause` tells of a webhook.
     """
 
     overrides: BuildOverrides
     initiator: str
     by_admin: bool = False
+    cause: WebhookCause | None = None
+    commit: str | None = None
+    line: str | None = None
     idempotency_scope: str = ""
     idempotency_key: str | None = None
 
@@ -73,25 +77,27 @@ def submit(db: Database, request: BuildRequest, settings: Settings) -> Submitted
     Raises NotFound for an unknown project, InvalidInput where an override does not fit, IdempotencyMismatch, LimitExceeded.
     """
 
-    def make(session: Session) -> Build:
-        project = _project(session, request.overrides.project_name)
-        wanted = _settings(project, request.overrides)
-        priority = request.overrides.priority
-        origin = Origin(
-            initiator=request.initiator,
-            level=project.priority + (priority if request.by_admin else 0),
-            priority=priority,
-            max_attempts=settings.max_attempts,
-            line=line_of(wanted),
-        )
-        if settings.concurrency_overflow == "reject":
-            _refuse_overflow(session, project)
-        build = enqueue(session, project, wanted, origin)
-        if project.cancel_superseded and build.line is not None:
-            supersede(session, build)
-        return build
+    return _once(db, request, lambda session: queue(session, request, settings))
 
-    return _once(db, request, make)
+
+def queue(session: Session, request: BuildRequest, settings: Settings) -> Build:
+    """Queue a build in the commit of this session. Raises as `submit` does."""
+    project = _project(session, request.overrides.project_name)
+    wanted = _settings(project, request)
+    priority = request.overrides.priority
+    origin = Origin(
+        initiator=request.initiator,
+        level=project.priority + (priority if request.by_admin else 0),
+        priority=priority,
+        max_attempts=settings.max_attempts,
+        line=line_of(wanted) if request.cause is None else request.line,
+    )
+    if settings.concurrency_overflow == "reject":
+        _refuse_overflow(session, project)
+    build = enqueue(session, project, wanted, origin)
+    if project.cancel_superseded and build.line is not None:
+        supersede(session, build)
+    return build
 
 
 def retry(db: Database, request: RetryRequest, settings: Settings) -> Submitted:
@@ -181,9 +187,10 @@ def _refuse_overflow(session: Session, project: Project) -> None:
         )
 
 
-def _settings(project: Project, overrides: BuildOverrides) -> BuildSettings:
+def _settings(project: Project, request: BuildRequest) -> BuildSettings:
     try:
-        return effective(ProjectSettings.model_validate(project.settings), overrides)
+        wanted = effective(ProjectSettings.model_validate(project.settings), request.overrides)
+        return wanted.model_copy(update={"source_commit": request.commit, "webhook": request.cause}) if request.cause else wanted
     except ValidationError as error:
         fields = [FieldProblem(field=".".join(str(part) for part in item["loc"]), what=item["msg"]) for item in error.errors()]
         raise InvalidInput("the overrides do not fit the project", fields=fields) from error

@@ -285,6 +285,55 @@ class Secret(Base):
     modified_ms: Mapped[int] = mapped_column(Ms)
 
 
+class Webhook(Base):
+    """A project's webhook. `id` stands in its address; its secrets are sealed, the previous one holds until `previous_until_ms`.
+
+    `repository_id` is the git server's own, learnt from the first delivery: a repository keeps it when it is renamed.
+    """
+
+    __tablename__ = "webhooks"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_name: Mapped[str] = mapped_column(sa.ForeignKey("projects.name"), unique=True)
+    provider: Mapped[str] = mapped_column(sa.String(20))
+    settings: Mapped[dict[str, Any]] = mapped_column(_Members)
+    sealed: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    previous: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
+    previous_until_ms: Mapped[int] = mapped_column(Ms, default=0)
+    repository_id: Mapped[str | None] = mapped_column(sa.String(100))
+    created_ms: Mapped[int] = mapped_column(Ms)
+    modified_ms: Mapped[int] = mapped_column(Ms)
+    secret_ms: Mapped[int] = mapped_column(Ms)
+
+
+class Delivery(Base):
+    """What a webhook was told, and what was decided; one row an event, as a delivery may tell of several (`part`).
+
+    `same` is a hash of what makes an event that very event, set where one may start a build.
+    """
+
+    __tablename__ = "deliveries"
+    id: Mapped[int] = mapped_column(_AUTO, primary_key=True, autoincrement=True)
+    webhook_id: Mapped[str] = mapped_column(sa.String(40))
+    project_name: Mapped[str] = mapped_column(sa.String(150))
+    delivery_id: Mapped[str] = mapped_column(sa.String(100))
+    part: Mapped[int] = mapped_column(default=0)
+    same: Mapped[str | None] = mapped_column(sa.String(64))
+    received_ms: Mapped[int] = mapped_column(Ms)
+    what: Mapped[str] = mapped_column(sa.String(100))
+    ref: Mapped[str | None] = mapped_column(sa.String(320))
+    commit_id: Mapped[str | None] = mapped_column(sa.String(64))
+    outcome: Mapped[str] = mapped_column(sa.String(20))
+    why: Mapped[str] = mapped_column(sa.Text)
+    build_id: Mapped[str | None] = mapped_column(sa.String(200))
+    event: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    __table_args__ = (
+        sa.UniqueConstraint("webhook_id", "delivery_id", "part", name="uq_deliveries_delivery_id"),
+        sa.UniqueConstraint("webhook_id", "same", name="uq_deliveries_same"),
+        sa.Index("ix_deliveries_project", "project_name", "id"),
+        sa.Index("ix_deliveries_ref", "webhook_id", "ref", "id"),
+    )
+
+
 class Outbox(Base):
     """What must be told to the outside after a commit. `key` makes telling twice one row."""
 

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from millrace.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from millrace.project import ProjectSettings
+from millrace.webhook import PROVIDERS
 from scheduler.db import Database, now_ms
-from scheduler.models import Build, Project, Secret, Token
+from scheduler.models import Build, Project, Secret, Token, Webhook
 from scheduler.states import TERMINAL
 
 
@@ -49,10 +50,11 @@ def create(db: Database, settings: ProjectSettings) -> ProjectRecord:
 
 
 def update(db: Database, settings: ProjectSettings) -> ProjectRecord:
-    """Replace a project's settings. Builds that are already accepted keep theirs. Raises NotFound."""
+    """Replace a project's settings. Accepted builds keep theirs. Raises NotFound, or Conflict where its webhook does not fit."""
 
     def work(session: Session) -> ProjectRecord:
         row = _living(session, settings.name, lock=True)
+        _keep_webhook(session, row, settings)
         row.modified_ms = session.execute(sa.select(now_ms())).scalar_one()
         _fill(row, settings)
         return _record(row)
@@ -61,7 +63,7 @@ def update(db: Database, settings: ProjectSettings) -> ProjectRecord:
 
 
 def delete(db: Database, name: str) -> None:
-    """Delete a project, its tokens' rights and its secrets; its ended builds stay.
+    """Delete a project, its tokens' rights, its secrets and its webhook; its ended builds stay.
 
     Raises NotFound, or Conflict while builds of it wait or run.
     """
@@ -78,6 +80,7 @@ def delete(db: Database, name: str) -> None:
             sa.update(Token).where(Token.project_name == name, Token.revoked_ms.is_(None)).values(revoked_ms=row.deleted_ms)
         )
         session.execute(sa.delete(Secret).where(Secret.project_name == name))
+        session.execute(sa.delete(Webhook).where(Webhook.project_name == name))
 
     db.run(work)
 
@@ -109,6 +112,21 @@ def _living(session: Session, name: str, *, lock: bool = False) -> Project:
     if row is None or row.deleted_ms is not None:
         raise NotFound(f"there is no project {name!r}", hint="POST /v1/projects makes one; GET /v1/projects lists them.")
     return row
+
+
+def _keep_webhook(session: Session, row: Project, settings: ProjectSettings) -> None:
+    """A project that has a webhook stays at its git server; where its repository is another one, that is learnt anew."""
+    hook = session.scalar(sa.select(Webhook).where(Webhook.project_name == row.name))
+    if hook is None:
+        return
+    provider = PROVIDERS.get(settings.source.type)
+    if provider != hook.provider:
+        raise Conflict(
+            f"project {row.name} has a webhook of {hook.provider}, which a source of type {settings.source.type} cannot have",
+            hint="Delete the webhook first: 'millrace webhook delete'.",
+        )
+    if row.settings["source"].get("location") != settings.source.location:
+        hook.repository_id = None
 
 
 def _fill(row: Project, settings: ProjectSettings) -> None:

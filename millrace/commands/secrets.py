@@ -12,7 +12,7 @@ from millrace.commands.farm import Session, connect, day, records
 from millrace.commands.terminal import console, harmless
 from millrace.errors import InvalidInput, Unavailable
 from millrace.secrets.reference import canonical
-from scheduler import secrets
+from scheduler import hooks, secrets
 
 _MAX_BYTES: Final = secrets.MAX_VALUE_BYTES
 
@@ -90,10 +90,13 @@ def secret_reseal(session: Session) -> int:
     """Seal all secrets with the first of the farm's keys, so that the others may be thrown away."""
     database = records(session)
     try:
-        done, failed = secrets.reseal(database, secrets.keys_of(session.settings))
+        keys = secrets.keys_of(session.settings)
+        done, failed = secrets.reseal(database, keys)
+        hooked, unread = hooks.reseal(database, keys)
     finally:
         database.dispose()
-    console.print(f"{done} secrets are sealed with the first key now")
+    failed += unread
+    console.print(f"{done} secrets and those of {hooked} webhooks are sealed with the first key now")
     if failed:
         raise Unavailable("\n".join(failed), hint="Keep the other keys until these can be read, or are set anew.")
     return 0

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+import httpx
 import sqlalchemy as sa
 
 from millrace.client import ApiRefused
@@ -26,6 +27,7 @@ from scheduler.db import Database, now_ms
 from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Token
 from tests.support.farm import Farm, wait_until
 from tests.support.records import a_project_json
+from tests.support.webhooks import sent
 
 T = TypeVar("T")
 WATCHED: Final = {"MILLRACE_TESTING": "1", "MILLRACE_FAILPOINT": "watch", "MILLRACE_SLOTS": "2"}
@@ -76,6 +78,10 @@ class Stage:
                 cache={"type": "S3"},
             )
             client.post("/v1/projects", project)
+        client.post(
+            "/v1/projects", a_project_json("hooked", source={"type": "GIT", "location": "https://127.0.0.1:1/nothing.git"})
+        )
+        client.post("/v1/projects/hooked/webhook")
         for name, command in (("slow", "sleep 60"), ("short", "sleep 4")):
             spec = f"version: 0.2\nphases:\n  build:\n    commands:\n      - {command}\n"
             client.post("/v1/projects", a_project_json(name, source={"type": "NO_SOURCE", "buildspec": spec}))
@@ -294,6 +300,45 @@ def _secret(stage: Stage) -> None:
         assert "other" not in [one["name"] for one in again(lambda: client.get("/v1/secrets"))["secrets"]]
 
 
+def _hook(stage: Stage) -> None:
+    """A webhook's life. The build that it starts could not fetch its source, and is stopped."""
+    client, verb, name = stage.farm.client, stage.point.split(".")[2], stage.point.replace(".", "-")
+    path = f"/v1/projects/{name}/webhook"
+    wanted = a_project_json(name, source={"type": "GIT", "location": "https://127.0.0.1:1/nothing.git"})
+    again(lambda: client.post("/v1/projects", wanted))
+    if verb == "create":
+        stage.arm()
+    settle(lambda: client.post(path, {}), lambda: _is_there(stage, path))
+    if verb in ("rotate", "update"):
+        stage.arm()
+    made = again(lambda: client.put(path, {"branchFilter": "^main$", "rotateSecret": True}))
+    assert made["branchFilter"] == "^main$"
+    if verb == "receive":
+        stage.arm()
+        push = {"ref": "refs/heads/main", "after": secrets.token_hex(20)}
+        place = f"{stage.farm.api_url}/webhooks/git/{made['payloadUrl'].rpartition('/')[2]}"
+        answer = again(lambda: _delivered(place, **sent("git", made["secret"], push, delivery=name)))
+        (event,) = answer["events"]
+        stage.expected[event["buildId"]] = "STOPPED"
+        again(lambda: client.post(f"/v1/builds/{event['buildId']}/stop"))
+        (noted,) = again(lambda: client.get(f"{path}/deliveries"))["deliveries"]
+        assert noted["buildId"] == event["buildId"]
+    if verb == "delete":
+        stage.arm()
+        settle(lambda: client.delete(path), lambda: not _is_there(stage, path))
+
+
+def _delivered(place: str, data: bytes, headers: dict[str, str]) -> Any:
+    try:
+        answer = httpx.post(place, content=data, headers=headers, timeout=20)
+    except httpx.TransportError as error:
+        raise Unavailable(str(error)) from error
+    if answer.status_code >= 500:
+        raise Unavailable(answer.text)
+    assert answer.status_code in (200, 201), answer.text
+    return answer.json()
+
+
 def _command(*words: str) -> Callable[[Stage], None]:
     def story(stage: Stage) -> None:
         said = [*words]
@@ -353,6 +398,12 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.caches.drop": _replaced,
     "commit.dispatch._note": _lost,
     "commit.fleets._write": _fleet,
+    "commit.hooks.create": _hook,
+    "commit.hooks.delete": _hook,
+    "commit.hooks.receive": _hook,
+    "commit.hooks.reseal": _command("secret", "reseal"),
+    "commit.hooks.rotate": _hook,
+    "commit.hooks.update": _hook,
     "commit.leases._end_each": _lost,
     "commit.leases.renew": _renewed,
     "commit.lifecycle.request_stop": _stopped,
@@ -385,7 +436,7 @@ def pass_all(stage: Stage) -> None:
     told = set()
     for point in POINTS:
         story = _story_of(point)
-        key = (story, point if story in (_project, _secret) else "")
+        key = (story, point if story in (_project, _secret, _hook) else "")
         if point.endswith(".before") and key not in told:
             told.add(key)
             stage.point = point

@@ -1,0 +1,1 @@
+"""What git servers tell: their signatures, and their payloads in one form. A module a provider."""

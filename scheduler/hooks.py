@@ -1,0 +1,492 @@
+"""Webhooks: a project's address and secret at its git server, and what became of each delivery.
+
+A delivery's row, the build that it starts and the build's bell come in one commit. The same delivery starts nothing twice, nor
+does the same event under another id, as the ids of most git servers are not signed.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import secrets as randomness
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Final
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from millrace.errors import AlreadyExists, InvalidInput, NotFound, RequestError, Unavailable
+from millrace.log import get_logger
+from millrace.project import BuildOverrides, ProjectSettings, WebhookCause
+from millrace.secrets.keyring import Keyring, WrongKey
+from millrace.settings import Settings
+from millrace.webhook import PROVIDERS, EventKind, Heard, Provider, SourceEvent, WebhookSettings
+from scheduler import filters
+from scheduler.db import Database, now_ms
+from scheduler.intake import BuildRequest, queue
+from scheduler.models import Delivery, Project, Webhook
+from scheduler.secrets import Keys
+
+log = get_logger(__name__)
+OVERLAP_MS: Final = 24 * 3_600_000
+"""How long the old secret holds beside a new one, where nothing else is said."""
+_SKIP: Final = re.compile(r"\[(?:skip ci|ci skip|no ci|skip actions|actions skip)\]|\*\*\*NO_CI\*\*\*", re.IGNORECASE)
+_SKIP_TRAILER: Final = re.compile(r"^skip-checks:\s*true\s*$", re.IGNORECASE | re.MULTILINE)
+
+
+class Outcome(StrEnum):
+    """What became of an event. APPROVAL: it waits for somebody to approve it; REFUSED: it was to start a build, and could not."""
+
+    BUILD = "build"
+    DUPLICATE = "duplicate"
+    IGNORED = "ignored"
+    APPROVAL = "approval"
+    REFUSED = "refused"
+    PING = "ping"
+
+
+SETTLED: Final = frozenset({Outcome.BUILD, Outcome.APPROVAL})
+"""What a delivery that comes again does not change. One that started nothing is judged anew, as filters may have been mended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookRecord:
+    """A webhook as it may be shown: everything but its secrets."""
+
+    id: str
+    project: str
+    provider: Provider
+    settings: WebhookSettings
+    repository_id: str | None
+    created_ms: int
+    modified_ms: int
+    secret_ms: int
+    previous_until_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hook:
+    """A webhook as a delivery is checked against it. `secrets` are those that hold now."""
+
+    record: HookRecord
+    secrets: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of one event of a delivery. `fleet` is set where a build was queued just now."""
+
+    outcome: Outcome
+    what: str
+    why: str
+    ref: str | None = None
+    commit: str | None = None
+    build_id: str | None = None
+    fleet: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryRecord:
+    """A row of what came."""
+
+    id: int
+    delivery_id: str
+    received_ms: int
+    result: Result
+
+
+def create(
+    db: Database, keys: Keys, project: str, wanted: WebhookSettings, *, repository_id: str | None = None
+) -> tuple[HookRecord, str]:
+    """Make the project's webhook; with the secret, which is never shown again.
+
+    Raises NotFound, AlreadyExists, InvalidInput for filters and for sources that have no webhooks, Unavailable for the keys.
+    """
+    filters.check(wanted)
+    secret, ident = _new_secret(), randomness.token_urlsafe(24)
+    sealed = keys(True).seal(secret, _context(ident))
+
+    def work(session: Session) -> HookRecord:
+        row = _project(session, project)
+        source = ProjectSettings.model_validate(row.settings).source
+        provider = PROVIDERS.get(source.type)
+        if provider is None:
+            raise InvalidInput(f"a source of type {source.type} has no webhooks", hint="They are for sources that git fetches.")
+        if session.scalar(sa.select(Webhook.id).where(Webhook.project_name == project)) is not None:
+            raise AlreadyExists(
+                f"project {project} has a webhook already", hint="Change it ('millrace webhook update'), or delete it first."
+            )
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        hook = Webhook(
+            id=ident,
+            project_name=project,
+            provider=provider.value,
+            settings=wanted.model_dump(mode="json", by_alias=True, exclude_none=True),
+            sealed=sealed,
+            previous_until_ms=0,
+            repository_id=repository_id,
+            created_ms=now,
+            modified_ms=now,
+            secret_ms=now,
+        )
+        session.add(hook)
+        session.flush()
+        return _record(hook)
+
+    record = db.run(work)
+    log.info("webhook.created", project=project, provider=record.provider.value)
+    return record, secret
+
+
+def get(db: Database, project: str) -> HookRecord:
+    """The project's webhook. Raises NotFound."""
+    with db.reading() as session:
+        _project(session, project, lock=False)
+        return _record(_of_project(session, project))
+
+
+def update(db: Database, project: str, changes: WebhookSettings) -> HookRecord:
+    """Replace what starts builds. Raises NotFound, InvalidInput."""
+    filters.check(changes)
+
+    def work(session: Session) -> HookRecord:
+        row = _of_project(session, project)
+        row.settings = changes.model_dump(mode="json", by_alias=True, exclude_none=True)
+        row.modified_ms = session.execute(sa.select(now_ms())).scalar_one()
+        return _record(row)
+
+    return db.run(work)
+
+
+def rotate(db: Database, keys: Keys, project: str, *, overlap_ms: int = OVERLAP_MS) -> tuple[HookRecord, str]:
+    """A new secret; the old one holds for `overlap_ms` more. Of two that were replaced, the older one ends now."""
+    secret, ring = _new_secret(), keys(True)
+
+    def work(session: Session) -> HookRecord:
+        row = _of_project(session, project)
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        row.previous, row.sealed = row.sealed, ring.seal(secret, _context(row.id))
+        row.previous_until_ms, row.secret_ms, row.modified_ms = now + overlap_ms, now, now
+        if not overlap_ms:
+            row.previous = None
+        return _record(row)
+
+    record = db.run(work)
+    log.info("webhook.rotated", project=project)
+    return record, secret
+
+
+def delete(db: Database, project: str) -> None:
+    """Remove the project's webhook; what it was told stays. Raises NotFound."""
+    db.run(lambda session: session.delete(_of_project(session, project)))
+    log.info("webhook.deleted", project=project)
+
+
+def open_hook(db: Database, keys: Keys, provider: Provider, ident: str) -> Hook:
+    """The webhook of an address, with its secrets. Raises NotFound, Unavailable where no key opens them."""
+    with db.reading() as session:
+        row = None if "\x00" in ident else session.get(Webhook, ident)
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+    if row is None or row.provider != provider.value:
+        raise NotFound("there is no webhook of this address", hint="'millrace webhook show PROJECT' says the address.")
+    sealed = [row.sealed] + ([row.previous] if row.previous is not None and now < row.previous_until_ms else [])
+    ring = keys(False)
+    return Hook(record=_record(row), secrets=tuple(_unsealed(ring, one, row) for one in sealed))
+
+
+def receive(
+    db: Database, hook: HookRecord, heard: Heard, *, delivery_id: str, initiator: str, settings: Settings
+) -> Sequence[Result]:
+    """Note what came, and queue what it starts, in one commit. Raises NotFound where the webhook is gone meanwhile."""
+
+    def work(session: Session) -> Sequence[Result]:
+        row = session.get(Webhook, hook.id, with_for_update=True)
+        if row is None:
+            raise NotFound("there is no webhook of this address")
+        known = {
+            one.part: one
+            for one in session.scalars(
+                sa.select(Delivery).where(Delivery.webhook_id == hook.id, Delivery.delivery_id == delivery_id)
+            )
+        }
+        stranger = _other_repository(session, row, heard)
+        parts: Sequence[SourceEvent | None] = heard.events or (None,)
+        results = []
+        for part, event in enumerate(parts):
+            old = known.get(part)
+            if old is not None and Outcome(old.outcome) in SETTLED:
+                why = f"this delivery came before: {old.why}"
+                results.append(_result(old, outcome=Outcome.DUPLICATE, why=why))
+                continue
+            results.append(_take(session, row, heard, event, stranger, old, part, delivery_id, initiator, settings))
+        return results
+
+    results = db.run(work)
+    for one in results:
+        log.info("webhook.delivery", project=hook.project, what=one.what, outcome=one.outcome.value, build_id=one.build_id)
+    return results
+
+
+def judge(hook: HookRecord, heard: Heard) -> list[tuple[SourceEvent, filters.Decision, Result]]:
+    """What a delivery would do, and why, by its filters; nothing is noted, and nothing looked up."""
+    judged = []
+    for event in heard.events:
+        decision = filters.decide(hook.settings, event)
+        outcome, why = _judged(hook.settings, event)
+        judged.append(
+            (event, decision, Result(outcome=outcome, what=event.kind.value, why=why, ref=event.ref, commit=event.commit))
+        )
+    return judged
+
+
+def deliveries(
+    db: Database, project: str, *, limit: int, before: int | None = None
+) -> tuple[Sequence[DeliveryRecord], int | None]:
+    """What came for the project, newest first, from before the row `before`; and where to go on, or None."""
+    query = sa.select(Delivery).where(Delivery.project_name == project).order_by(Delivery.id.desc()).limit(limit + 1)
+    if before is not None:
+        query = query.where(Delivery.id < before)
+    with db.reading() as session:
+        _project(session, project, lock=False)
+        rows = session.scalars(query).all()
+    found = [
+        DeliveryRecord(id=row.id, delivery_id=row.delivery_id, received_ms=row.received_ms, result=_result(row))
+        for row in rows[:limit]
+    ]
+    return found, rows[limit - 1].id if len(rows) > limit else None
+
+
+def reseal(db: Database, keys: Keys) -> tuple[int, list[str]]:
+    """Seal with the first key what another one sealed: how many webhooks there were, and why others could not be read."""
+    with db.reading() as session:
+        rows = session.scalars(sa.select(Webhook)).all()
+    done, failed = 0, []
+    for row in rows:
+        ring = keys(False)
+        old = {
+            name: one for name in ("sealed", "previous") if (one := getattr(row, name)) is not None and not ring.is_of_first(one)
+        }
+        if not old:
+            continue
+        try:
+            new = {name: ring.seal(_unsealed(ring, one, row), _context(row.id)) for name, one in old.items()}
+        except Unavailable as error:
+            failed.append(error.message)
+            continue
+
+        def work(session: Session, row: Webhook = row, new: dict[str, bytes] = new) -> None:
+            session.execute(sa.update(Webhook).where(Webhook.id == row.id, Webhook.sealed == row.sealed).values(**new))
+
+        db.run(work)
+        done += 1
+    return done, failed
+
+
+def _take(
+    session: Session,
+    hook: Webhook,
+    heard: Heard,
+    event: SourceEvent | None,
+    stranger: str | None,
+    old: Delivery | None,
+    part: int,
+    delivery_id: str,
+    initiator: str,
+    settings: Settings,
+) -> Result:
+    """Judge one event, and note what became of it."""
+    same, build_id, fleet = None, None, None
+    if event is None:
+        outcome, why = (Outcome.PING, stranger or "the git server reaches us") if heard.ping else (Outcome.IGNORED, heard.why)
+    elif stranger is not None:
+        outcome, why = Outcome.IGNORED, stranger
+    else:
+        outcome, why = _judged(WebhookSettings.model_validate(hook.settings), event)
+        if outcome in SETTLED:
+            same = _same(event)
+            earlier = _earlier(session, hook, event, same)
+            if earlier is not None:
+                same, build_id = None, earlier.build_id
+                outcome, why = Outcome.DUPLICATE, f"the same was told by delivery {earlier.delivery_id}"
+    if outcome is Outcome.BUILD and event is not None:
+        try:
+            with session.begin_nested():
+                build = queue(session, _request(hook, event, initiator), settings)
+            build_id, fleet = build.id, build.fleet
+        except (RequestError, ValidationError) as error:
+            said = error.message if isinstance(error, RequestError) else "; ".join(one["msg"] for one in error.errors())
+            outcome, why, same = Outcome.REFUSED, f"no build could be queued: {said}", None
+    row = old or Delivery(webhook_id=hook.id, project_name=hook.project_name, delivery_id=delivery_id, part=part)
+    row.received_ms = session.execute(sa.select(now_ms())).scalar_one()
+    row.what = (event.kind.value if event else heard.what)[:100]
+    row.same, row.outcome, row.why, row.build_id = same, outcome.value, why, build_id
+    row.ref, row.commit_id = (_line(event), event.commit) if event else (None, None)
+    row.event = {**asdict(event), "paths": None} if event and outcome is Outcome.APPROVAL else None
+    if old is None:
+        session.add(row)
+    session.flush()
+    return _result(row, fleet=fleet)
+
+
+def _judged(settings: WebhookSettings, event: SourceEvent) -> tuple[Outcome, str]:
+    """What an event does by itself, whatever came before."""
+    if event.kind is EventKind.WORKFLOW_JOB_QUEUED:
+        return Outcome.IGNORED, "a job waits for a runner, and this farm starts no runners yet"
+    decision = filters.decide(settings, event)
+    if not decision.matched:
+        return Outcome.IGNORED, decision.says
+    if event.fork_gone:
+        return Outcome.IGNORED, "the fork that the pull request comes from is gone"
+    if skips(event):
+        return Outcome.IGNORED, "its message says that nothing is to be built ([skip ci])"
+    policy = settings.pull_request_build_policy.requires_comment_approval
+    if event.pull_request is not None and policy == "ALL_PULL_REQUESTS":
+        return Outcome.APPROVAL, "pull requests of this project wait for approval"
+    if event.from_fork:
+        return Outcome.APPROVAL, "it comes from a fork, and waits for approval"
+    return Outcome.BUILD, decision.says
+
+
+def skips(event: SourceEvent) -> bool:
+    """True where a commit's message, or a pull request's title, says that nothing is to be built."""
+    if event.tag is not None:
+        return False
+    return any(text and (_SKIP.search(text) or _SKIP_TRAILER.search(text)) for text in (event.message, event.title))
+
+
+def _request(hook: Webhook, event: SourceEvent, initiator: str) -> BuildRequest:
+    version = f"pr/{event.pull_request}" if event.pull_request is not None else event.ref if event.tag else event.commit
+    cause = WebhookCause(
+        provider=Provider(hook.provider).value,
+        event=event.kind.value,
+        trigger=event.trigger,
+        head_ref=event.ref,
+        base_ref=event.base_ref,
+        commit=event.commit,
+        prev_commit=event.before if event.kind is EventKind.PUSH else None,
+        merge_commit=event.merge_commit,
+        actor_account_id=event.actor_id,
+        pull_request=event.pull_request,
+        from_fork=event.from_fork,
+    )
+    overrides = BuildOverrides(project_name=hook.project_name, source_version=version)
+    return BuildRequest(overrides=overrides, initiator=initiator, cause=cause, commit=event.commit, line=event.line)
+
+
+def _line(event: SourceEvent) -> str | None:
+    return f"pr/{event.pull_request}" if event.pull_request is not None else event.ref
+
+
+def _same(event: SourceEvent) -> str:
+    parts = [event.kind.value, _line(event), event.commit, event.stamp]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _earlier(session: Session, hook: Webhook, event: SourceEvent, same: str) -> Delivery | None:
+    """The row of the same event under another id; or, of a push, the branch's last one where it was to the very commit."""
+    found = session.scalar(sa.select(Delivery).where(Delivery.webhook_id == hook.id, Delivery.same == same))
+    if found is not None or event.kind is not EventKind.PUSH:
+        return found
+    last = session.scalar(
+        sa.select(Delivery)
+        .where(Delivery.webhook_id == hook.id, Delivery.ref == event.ref, Delivery.what == EventKind.PUSH.value)
+        .where(Delivery.same.is_not(None))
+        .order_by(Delivery.id.desc())
+        .limit(1)
+    )
+    return last if last is not None and last.commit_id == event.commit else None
+
+
+def _other_repository(session: Session, hook: Webhook, heard: Heard) -> str | None:
+    """Why a delivery is about another repository than the project's; the first that is not teaches us the repository's id."""
+    if Provider(hook.provider) is Provider.GIT or (heard.ping and heard.repository_id is None):
+        return None
+    if heard.repository_id is None:
+        return "it names no repository"
+    if hook.repository_id is not None:
+        if heard.repository_id == hook.repository_id:
+            return None
+        return f"it is about the repository {heard.repository} ({heard.repository_id}), this webhook's is {hook.repository_id}"
+    project = session.get(Project, hook.project_name)
+    location = ProjectSettings.model_validate(project.settings).source.location if project is not None else None
+    if heard.clone_urls and location and _place(location) not in {_place(url) for url in heard.clone_urls}:
+        return f"it is about the repository {heard.repository}, and the project's source is {location}"
+    hook.repository_id = heard.repository_id
+    return None
+
+
+def _place(url: str) -> str:
+    """Host and path of a clone address, whatever the protocol."""
+    if "://" not in url:
+        host, _, path = url.partition(":")
+        url = f"ssh://{host}/{path}"
+    try:
+        address = urlsplit(url)
+        return f"{address.hostname}/{address.path.strip('/').removesuffix('.git')}".lower()
+    except ValueError:
+        return url
+
+
+def _project(session: Session, name: str, *, lock: bool = True) -> Project:
+    row = None if "\x00" in name else session.get(Project, name, with_for_update=lock)
+    if row is None or row.deleted_ms is not None:
+        raise NotFound(f"there is no project {name!r}", hint="POST /v1/projects makes one; GET /v1/projects lists them.")
+    return row
+
+
+def _of_project(session: Session, name: str) -> Webhook:
+    row = None
+    if "\x00" not in name:
+        row = session.scalar(sa.select(Webhook).where(Webhook.project_name == name).with_for_update())
+    if row is None:
+        raise NotFound(f"project {name!r} has no webhook", hint="'millrace webhook create' makes one.")
+    return row
+
+
+def _new_secret() -> str:
+    """256 random bits, in the form that GitLab takes for its signing token; the others take any."""
+    return f"whsec_{base64.b64encode(randomness.token_bytes(32)).decode()}"
+
+
+def _context(ident: str) -> str:
+    return f"webhook\n{ident}"
+
+
+def _unsealed(ring: Keyring, sealed: bytes, row: Webhook) -> str:
+    try:
+        return ring.unseal(sealed, _context(row.id))
+    except WrongKey as error:
+        raise Unavailable(
+            f"the secret of the webhook of {row.project_name} cannot be read: {error}",
+            hint=f"Add that key to the farm's keys, or make a new secret: millrace webhook rotate {row.project_name}",
+        ) from error
+
+
+def _record(row: Webhook) -> HookRecord:
+    return HookRecord(
+        id=row.id,
+        project=row.project_name,
+        provider=Provider(row.provider),
+        settings=WebhookSettings.model_validate(row.settings),
+        repository_id=row.repository_id,
+        created_ms=row.created_ms,
+        modified_ms=row.modified_ms,
+        secret_ms=row.secret_ms,
+        previous_until_ms=row.previous_until_ms if row.previous is not None else 0,
+    )
+
+
+def _result(row: Delivery, *, outcome: Outcome | None = None, why: str | None = None, fleet: str | None = None) -> Result:
+    return Result(
+        outcome=outcome or Outcome(row.outcome),
+        what=row.what,
+        why=row.why if why is None else why,
+        ref=row.ref,
+        commit=row.commit_id,
+        build_id=row.build_id,
+        fleet=fleet,
+    )

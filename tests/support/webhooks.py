@@ -1,0 +1,105 @@
+"""What git servers send: payloads in the shapes that they document, and real signatures."""
+
+import gzip
+import hmac
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+from api.webhooks.signatures import standard
+
+SHA = "6113728f27ae82c7b1a177c8d03f9e96e0adf246"
+OTHER_SHA = "4ae5b9e6f8a2c1d0e3b4a5968778695a4b3c2d1e"
+ZERO = "0" * 40
+SOURCES = {
+    "github": {"type": "GITHUB", "location": "https://github.com/Codertocat/Hello-World.git"},
+    "bitbucket": {"type": "BITBUCKET", "location": "https://bitbucket.org/team_name/repo_name.git"},
+    "gitlab": {"type": "GITLAB", "location": "https://gitlab.example/mike/diaspora.git"},
+    "git": {"type": "GIT", "location": "https://git.example/team/app.git"},
+}
+
+
+def examples() -> list[dict[str, Any]]:
+    """GitHub's examples: `event`, `number` and `payload` (tests/data/webhooks/README.md says where they are from)."""
+    path = Path(__file__).parents[1] / "data" / "webhooks" / "github.json.gz"
+    found: list[dict[str, Any]] = json.loads(gzip.decompress(path.read_bytes()))
+    return found
+
+
+def sent(
+    provider: str, secret: str, payload: Any, *, event: str = "push", delivery: str | None = None, body: bytes | None = None
+) -> dict[str, Any]:
+    """A delivery as `provider` sends it: `data` and `headers`."""
+    data = json.dumps(payload).encode() if body is None else body
+    ident = delivery or str(uuid.uuid4())
+    signature = f"sha256={hmac.digest(secret.encode(), data, 'sha256').hex()}"
+    headers = {
+        "github": {
+            "X-GitHub-Event": event,
+            "X-GitHub-Delivery": ident,
+            "X-Hub-Signature-256": signature,
+            "User-Agent": "GitHub-Hookshot/044aadd",
+        },
+        "bitbucket": {
+            "X-Event-Key": event,
+            "X-Request-UUID": ident,
+            "X-Hub-Signature": signature,
+            "User-Agent": "Bitbucket-Webhooks/2.0",
+        },
+        "gitlab": {
+            "X-Gitlab-Event": event,
+            "X-Gitlab-Event-UUID": ident,
+            "X-Gitlab-Token": secret,
+            "User-Agent": "GitLab/18.1.0",
+        },
+        "git": {
+            "webhook-id": ident,
+            "webhook-timestamp": "1780000000",
+            "webhook-signature": standard(secret, ident, "1780000000", data),
+        },
+    }[provider]
+    return {"data": data, "headers": {"Content-Type": "application/json", **headers}}
+
+
+def github_push(**changes: Any) -> dict[str, Any]:
+    """A push to a branch, in GitHub's shape."""
+    sha = changes.get("after", SHA)
+    return {
+        "ref": "refs/heads/main",
+        "before": OTHER_SHA,
+        "after": sha,
+        "deleted": False,
+        "forced": False,
+        "head_commit": {"id": sha, "message": "Update README.md"},
+        "commits": [{"id": sha, "message": "Update README.md", "added": [], "modified": ["README.md"], "removed": []}],
+        "repository": {
+            "id": 186853002,
+            "full_name": "Codertocat/Hello-World",
+            "clone_url": "https://github.com/Codertocat/Hello-World.git",
+            "pushed_at": 1557933657,
+        },
+        "sender": {"id": 21031067, "login": "Codertocat"},
+        **changes,
+    }
+
+
+def github_pull_request(action: str = "opened", *, head_repo: Any = 186853002, **changes: Any) -> dict[str, Any]:
+    """A pull request's event, in GitHub's shape. `head_repo` None: a fork that is gone."""
+    push = github_push()
+    return {
+        "action": action,
+        "number": 2,
+        "pull_request": {
+            "number": 2,
+            "title": "Update the README",
+            "merged": False,
+            "merge_commit_sha": None,
+            "updated_at": "2019-05-15T15:20:33Z",
+            "head": {"ref": "changes", "sha": SHA, "repo": None if head_repo is None else {"id": head_repo}},
+            "base": {"ref": "main", "sha": OTHER_SHA, "repo": {"id": 186853002}},
+            **changes,
+        },
+        "repository": push["repository"],
+        "sender": push["sender"],
+    }
