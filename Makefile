@@ -103,6 +103,7 @@ bench: setup ## Measure, against a bare yardstick in the same run
 	@$(BIN)/python -m tests.benchmarks.parser
 	@$(BIN)/python -m tests.benchmarks.claims
 	@$(BIN)/python -m tests.benchmarks.checkout
+	@$(BIN)/python -m tests.benchmarks.caches
 	@$(BIN)/python -m buildenv.images build >/dev/null
 	@$(BIN)/python -m tests.benchmarks.starts
 	@$(BIN)/python -m tests.benchmarks.logs
