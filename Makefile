@@ -9,7 +9,7 @@ DEMO_DIR := .millrace/demo
 EXAMPLES_DIR := .millrace/examples
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images check fmt unit contract integration e2e test demo up down compose-test examples fuzz chaos soak failpoints bench lock clean
+.PHONY: help setup doctor images check fmt services unit contract integration e2e test demo up down compose-test examples fuzz chaos soak failpoints bench bench-quick lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,22 +98,11 @@ chaos: services ## Run the fault matrix on real processes, an hour; ROW=F-07 for
 failpoints: services ## Kill a farm at each of its failpoints, half an hour
 	@$(BIN)/python -m tests.chaos failpoints
 
-bench: setup ## Measure, against a bare yardstick in the same run
-	@$(BIN)/millrace doctor --install --for test >/dev/null
-	@$(BIN)/python -m tests.benchmarks.parser
-	@$(BIN)/python -m tests.benchmarks.claims
-	@$(BIN)/python -m tests.benchmarks.checkout
-	@$(BIN)/python -m tests.benchmarks.caches
-	@$(BIN)/python -m buildenv.images build >/dev/null
-	@$(BIN)/python -m tests.benchmarks.starts
-	@$(BIN)/python -m tests.benchmarks.logs
-	@$(BIN)/python -m tests.benchmarks.logpath
+bench: services ## Measure, beside bare Docker, Buildbot and gitlab-ci-local, half an hour; makes docs/performance.md. ONLY=caches
+	@$(BIN)/python -m tests.benchmarks.bench --write $(if $(ONLY),--only $(ONLY))
 
-race: services ## Measure Millrace beside bare Docker, Buildbot and gitlab-ci-local, half an hour; makes docs/performance.md
-	@$(BIN)/python -m tests.benchmarks.race --write
-
-bench-quick: services ## The same without the peers, in three minutes
-	@$(BIN)/python -m tests.benchmarks.race --quick
+bench-quick: services ## The same without other build systems, in three minutes
+	@$(BIN)/python -m tests.benchmarks.bench --quick $(if $(ONLY),--only $(ONLY))
 
 lock: ## Write the lock files anew from requirements/*.in
 	@scripts/lock

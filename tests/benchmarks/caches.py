@@ -1,37 +1,27 @@
-"""What a cache of 30,000 small files costs to restore and to save, against archives and a plain copy in the same run, in memory.
+"""What dependencies cost to restore and to save as a cache, against archives and a plain copy in the same run, in memory.
 
-Run by `make bench`, as root. The targets: to restore what the worker has, 0.05 x unpacking a tar.zst; to save a change of one
-file in a hundred, 0.05 x packing the whole as one.
+The trees are real: what npm and pip install. `scripts/bench-trees` gets them, once.
 """
 
+import os
 import random
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from buildenv import layers, mounts
+from tests.benchmarks.samples import OURS, Sample, Scale
 
-FILES, SEED, ROUNDS, MOST = 30_000, 20261123, 3, 10**10
-
-PLACE = "/dev/shm"  # a disk that trees are removed from again and again grows slow, and differs from round to round
-
-
-def make_tree(root: Path) -> list[Path]:
-    """A tree like `node_modules`: folders of some thirty files, most of them of a few KiB."""
-    random.seed(SEED)
-    words = [random.randbytes(6).hex() for _ in range(2000)]
-    made = []
-    for number in range(FILES):
-        folder = root / f"package{number // 300}" / f"lib{number // 30 % 10}"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"f{number}.js"
-        path.write_text(" ".join(random.choices(words, k=int(random.lognormvariate(5, 1)))))
-        made.append(path)
-    return made
+_ROOT: Final = Path(__file__).parents[2]
+SEED, MOST = 20261123, 10**10
+PLACE: Final = "/dev/shm"  # a disk that trees are removed from again and again grows slow, and differs from round to round
+TREES: Final = ("node_modules", "site-packages")
+RESTORE, SAVE, AGAIN = "restore of a cache", "save of a cache", "save after a change of 1 % of the files"
+WARM: Final = f"{OURS}, on a worker that has it"
 
 
 def seconds(work: Callable[..., object], *given: str) -> float:
@@ -46,10 +36,9 @@ def shell(line: str) -> None:
     subprocess.run(line, shell=True, check=True)  # noqa: S602  # our own words
 
 
-def measure(root: Path) -> dict[str, float]:
-    """One round: each way once, in seconds."""
+def measure(root: Path, changed: list[str]) -> Iterator[tuple[str, str, float]]:
+    """One round: each way once; what, who, seconds. `changed` are the files that a build writes to."""
     tree, store = root / "tree", root / "store"
-    took = {}
     for name, pack, unpack in (
         ("tar.gz", "tar -czf {a} -C {t} .", "tar -xzf {a} -C {o}"),
         ("tar.zst", "tar -c -C {t} . | zstd -q -3 -T0 -f -o {a}", "zstd -qdc {a} | tar -x -C {o}"),
@@ -57,18 +46,20 @@ def measure(root: Path) -> dict[str, float]:
     ):
         archive, out = root / "archive", root / "out"
         out.mkdir()
-        took[f"save {name}"] = seconds(shell, pack.format(t=tree, a=archive))
-        took[f"restore {name}"] = seconds(shell, unpack.format(o=out, a=archive))
+        took = seconds(shell, pack.format(t=tree, a=archive))
+        yield SAVE, name, took
+        yield AGAIN, f"{name} of all", took
+        yield RESTORE, name, seconds(shell, unpack.format(o=out, a=archive))
         shutil.rmtree(out)
         shutil.rmtree(archive) if archive.is_dir() else archive.unlink()
     whole: list[layers.Packed] = []
-    took["save, all"] = seconds(lambda: whole.append(layers.pack(root, ["tree"], root / "whole", max_bytes=MOST)))
+    yield SAVE, OURS, seconds(lambda: whole.append(layers.pack(root, ["tree"], root / "whole", max_bytes=MOST)))
     keeper = layers.Layers(store)
 
     def use() -> None:
         keeper.use(whole[0].sha256, lambda path: shutil.copyfile(root / "whole", path) and None, lambda: None)
 
-    took["restore, first time on a worker"] = seconds(use)
+    yield RESTORE, f"{OURS}, first time on a worker", seconds(use)
     places = [root / name for name in ("merged", "upper/tree", "work")]
     for place in places:
         place.mkdir(parents=True)
@@ -78,36 +69,39 @@ def measure(root: Path) -> dict[str, float]:
         use()
         mounts.overlay(merged, [store / whole[0].sha256 / "tree"], upper, work)
 
-    took["restore, on a worker that has it"] = seconds(restore)
-    for path in random.Random(SEED).sample(sorted(merged.rglob("*.js")), FILES // 100):
-        path.write_text("changed")
-    took["save, 1 % changed"] = seconds(lambda: layers.pack(root / "upper", ["tree"], root / "layer", max_bytes=MOST))
+    yield RESTORE, WARM, seconds(restore)
+    for relative in changed:
+        (merged / relative).write_text("changed")
+    yield AGAIN, OURS, seconds(lambda: layers.pack(root / "upper", ["tree"], root / "layer", max_bytes=MOST))
     mounts.unmount(merged)
     keeper.close()
     layers.evict(store, 0)
-    for place in ("whole", "layer"):
-        (root / place).unlink()
+    for file in ("whole", "layer"):
+        (root / file).unlink()
     for folder in ("merged", "upper", "work"):
         shutil.rmtree(root / folder)
-    return took
 
 
-def main() -> None:
-    """Measure in alternation; the medians, and what they are of tar.zst."""
+def samples(scale: Scale) -> Iterator[Sample]:
+    """In alternation. In a process of its own, as its mounts are not to be seen outside."""
     if not mounts.are_possible():
-        print("caches: not measured, only root can mount")  # noqa: T201
-        return
+        raise AssertionError("only root can mount")
     mounts.leave_the_hosts()
-    with tempfile.TemporaryDirectory(dir=PLACE) as name:
-        root = Path(name)
-        make_tree(root / "tree")
-        rounds = [measure(root) for _ in range(ROUNDS)]
-    for what in rounds[0]:
-        took = statistics.median(one[what] for one in rounds)
-        yardstick = "save tar.zst" if what.startswith("save") else "restore tar.zst"
-        ratio = took / statistics.median(one[yardstick] for one in rounds)
-        print(f"cache of {FILES} files: {what}: {took * 1000:.0f} ms, {ratio:.3f} x {yardstick}")  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+    names = TREES if scale.peers else TREES[1:]
+    said = subprocess.run([_ROOT / "scripts" / "bench-trees", *names], check=True, capture_output=True, text=True)
+    for name, tree in zip(names, said.stdout.split(), strict=True):
+        with tempfile.TemporaryDirectory(dir=PLACE) as scratch:
+            root = Path(scratch)
+            shutil.copytree(tree, root / "tree", symlinks=True)
+            files = sorted(
+                os.path.relpath(os.path.join(where, file), root / "tree")
+                for where, _folders, inside in os.walk(root / "tree")
+                for file in inside
+                if not os.path.islink(os.path.join(where, file))
+            )
+            size = sum((root / "tree" / file).stat().st_size for file in files)
+            scale.about(f"{name}: {len(files):,} files of {size / 1e6:.0f} MB; {scale.heavy} rounds, in memory, seed {SEED}")
+            changed = random.Random(SEED).sample(files, len(files) // 100)
+            for _ in range(scale.heavy):
+                for what, who, took in measure(root, changed):
+                    yield Sample(what=what, who=who, at=name, value=took, unit="s")

@@ -1,13 +1,11 @@
 """The checkout of a repository with a long history: by itself, with the first mirror of a worker, and with one that is there.
 
-Run by `make bench`. The repository is a made one, by a seed, and is fetched by its path: the network of a real server is not in
+The repository is a made one, by a seed, and is fetched by its path: the network of a real server is not in
 the figures, so what a mirror saves is more there. The mirror that is there lacks one commit each time.
 """
 
-import os
 import random
 import shutil
-import statistics
 import subprocess
 import tempfile
 import threading
@@ -20,20 +18,20 @@ from buildenv.source import fetch
 from millrace.contract import Grant, GrantRequest
 from millrace.project import ProjectSource
 from millrace.vocabulary import SourceType
+from tests.benchmarks.samples import OURS, Sample, Scale
 
-SAMPLES = int(os.environ.get("SAMPLES", "3"))
-COMMITS = int(os.environ.get("COMMITS", "20000"))
+CHECKOUT = "checkout of a long history"
 SEED = 7
 _FILES = 2000
 _FILE_BYTES = 6000
 _CHANGE_BYTES = 5000
 
 
-def history() -> Iterator[bytes]:
+def history(commits: int) -> Iterator[bytes]:
     """Commits for `git fast-import`: the first one brings all files, each other one changes most of one file."""
     dice = random.Random(SEED)
     files = [dice.randbytes(_FILE_BYTES // 2).hex().encode() for _ in range(_FILES)]
-    for number in range(COMMITS):
+    for number in range(commits):
         yield b"commit refs/heads/main\ncommitter T <t@example.org> %d +0000\ndata 2\nA\n" % (1_700_000_000 + number)
         for at in range(_FILES) if number == 0 else (dice.randrange(_FILES),):
             where = dice.randrange(_FILE_BYTES)
@@ -42,12 +40,12 @@ def history() -> Iterator[bytes]:
             yield b"M 100644 inline %s\ndata %d\n%s\n" % (path, len(files[at]), files[at])
 
 
-def make_repository(path: Path) -> None:
+def make_repository(path: Path, commits: int) -> None:
     """At `path`, bare, in one pack."""
     subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", path], check=True)
     with subprocess.Popen(["git", "fast-import", "--quiet"], cwd=path, stdin=subprocess.PIPE) as importing:
         assert importing.stdin is not None
-        importing.stdin.writelines(history())
+        importing.stdin.writelines(history(commits))
         importing.stdin.close()
         if importing.wait() != 0:
             raise AssertionError("git fast-import failed")
@@ -98,33 +96,25 @@ def checkout(folder: Path, depth: int, mirrors: Mirrors | None) -> float:
     return took_s
 
 
-def measure(folder: Path, depth: int) -> tuple[float, float, float]:
-    """Median seconds: by itself, with the first mirror, with one that is there."""
-    taken: list[tuple[float, float, float]] = []
-    for _ in range(SAMPLES):
-        shutil.rmtree(folder / "mirrors", ignore_errors=True)
-        mirrors = Mirrors(root=folder / "mirrors", project="bench")
-        direct, first = checkout(folder, depth, None), checkout(folder, depth, mirrors)
-        add_commit(folder / "repository.git")
-        taken.append((direct, first, checkout(folder, depth, mirrors)))
-    direct, first, again = (statistics.median(column) for column in zip(*taken, strict=True))
-    return direct, first, again
-
-
-def main() -> None:
+def samples(scale: Scale) -> Iterator[Sample]:
     """Whole, and with a depth of 1."""
+    commits = 20_000 if scale.rounds >= 30 else 2000
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as name:
         folder = Path(name)
-        make_repository(folder / "repository.git")
+        make_repository(folder / "repository.git", commits)
         packed = sum(file.stat().st_size for file in (folder / "repository.git" / "objects" / "pack").iterdir())
-        print(f"checkout of {COMMITS} commits, {packed / 1e6:.0f} MB packed, seed {SEED}, {SAMPLES} samples:")  # noqa: T201
-        for what, depth in (("whole", 0), ("depth 1", 1)):
-            direct, first, again = measure(folder, depth)
-            print(  # noqa: T201  # this is its output
-                f"  {what}: with a mirror that is there {again / direct:.2f} x one by itself ({again:.2f} s, {direct:.2f} s), "
-                f"with the first mirror {first / direct:.2f} x ({first:.2f} s)"
-            )
-
-
-if __name__ == "__main__":
-    main()
+        scale.about(
+            f"{commits:,} commits, {packed / 1e6:.0f} MB packed, from a disk of this machine; {scale.heavy} rounds, seed {SEED}"
+        )
+        for _ in range(scale.heavy):
+            for at, depth in (("whole", 0), ("depth 1", 1)):
+                shutil.rmtree(folder / "mirrors", ignore_errors=True)
+                mirrors = Mirrors(root=folder / "mirrors", project="bench")
+                found = {
+                    "git by itself": checkout(folder, depth, None),
+                    f"{OURS}, first time on a worker": checkout(folder, depth, mirrors),
+                }
+                add_commit(folder / "repository.git")
+                found[OURS] = checkout(folder, depth, mirrors)
+                for who, took in found.items():
+                    yield Sample(what=CHECKOUT, who=who, at=at, value=took, unit="s")

@@ -1,10 +1,8 @@
 """What a claim costs while 100, 10,000 and 100,000 builds wait, on SQLite and PostgreSQL, in one run.
 
-Run by `make bench`; the target is at most 1.5 times the cost with 100. A round is what a worker's slot does: claim, then finish.
+A round is what a worker's slot does: claim, then finish.
 """
 
-import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,19 +17,20 @@ from scheduler import leases, lifecycle
 from scheduler.db import Database, now_ms
 from scheduler.leases import hash_token
 from scheduler.models import Base, Build
+from tests.benchmarks.samples import Sample, Scale
 from tests.support import postgres
 from tests.support.records import a_build, a_claim_request, a_project, a_report
 
-QUEUED = (100, 10_000, 100_000)
 PROJECTS = 20
-ROUNDS = int(os.environ.get("ROUNDS", "60"))
+CLAIM = "claim"
+KINDS = ("SQLite", "PostgreSQL")
 
 
 @contextmanager
 def databases() -> Iterator[dict[str, str]]:
     """The address of an empty database of each kind."""
     with tempfile.TemporaryDirectory(prefix="mr-bench-") as folder, postgres.running() as server, server.database() as url:
-        yield {"SQLite": f"sqlite:///{folder}/records.db", "PostgreSQL": url}
+        yield dict(zip(KINDS, (f"sqlite:///{folder}/records.db", url), strict=True))
 
 
 def fill(db: Database, settings: Settings, count: int) -> None:
@@ -51,29 +50,32 @@ def fill(db: Database, settings: Settings, count: int) -> None:
             )
 
 
-def measure(db: Database, settings: Settings) -> tuple[float, float]:
-    """Median milliseconds of a claim, and of a claim and its finish."""
-    claims, rounds = [], []
-    for _ in range(ROUNDS):
+def measure(db: Database, settings: Settings, rounds: int) -> Iterator[tuple[float, float]]:
+    """Seconds of a claim, and of a claim and its finish."""
+    for _ in range(rounds):
         began = time.perf_counter()
         claim = leases.claim(db, a_claim_request(), settings)
         claimed = time.perf_counter()
         if claim is None:
             raise AssertionError("builds wait, and none was claimed")
         lifecycle.finish(db, claim.build_id, claim.attempt_no, hash_token(claim.token), a_report())
-        claims.append((claimed - began) * 1000)
-        rounds.append((time.perf_counter() - began) * 1000)
-    return statistics.median(claims), statistics.median(rounds)
+        yield claimed - began, time.perf_counter() - began
 
 
-def main() -> None:
-    """Measure each size in alternation between the databases; the size with 100 is the yardstick."""
+def who(queued: int) -> str:
+    """How a size is named in the figures."""
+    return f"{queued:,} queued"
+
+
+def samples(scale: Scale) -> Iterator[Sample]:
+    """Each size in alternation between the databases; those with the fewest are the yardstick."""
     configure("json", "ERROR", service="bench")
+    rounds = 2 * scale.rounds
+    scale.about(f"builds of {PROJECTS} projects wait; {rounds} claims at each size, each followed by its finish")
     with tempfile.TemporaryDirectory(prefix="mr-bench-") as home, databases() as urls:
         settings = Settings(data_dir=Path(home))
-        for kind, url in urls.items():
-            yardstick = 0.0
-            for count in QUEUED:
+        for count in scale.queued:
+            for kind, url in urls.items():
                 db = Database(url)
                 db.migrate()
                 with db.transaction() as session:
@@ -82,14 +84,7 @@ def main() -> None:
                 for number in range(PROJECTS):
                     a_project(db, f"p{number}")
                 fill(db, settings, count)
-                claim, whole = measure(db, settings)
+                for claim, whole in measure(db, settings, rounds):
+                    yield Sample(what=CLAIM, who=who(count), at=kind, value=claim, unit="s")
+                    yield Sample(what="claim and finish", who=who(count), at=kind, value=whole, unit="s")
                 db.dispose()
-                yardstick = yardstick or claim
-                print(  # noqa: T201  # this is its output
-                    f"claim with {count:>7,} queued on {kind:<10}: {claim:6.2f} ms, {claim / yardstick:4.2f} x that with 100;"
-                    f" with its finish {whole:6.2f} ms; target <= 1.5 x"
-                )
-
-
-if __name__ == "__main__":
-    main()
