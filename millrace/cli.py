@@ -7,7 +7,7 @@ import click
 
 from millrace import __version__, failpoints
 from millrace import log as logging
-from millrace.commands import backup, builds, farm, fleets, fsck, lint, secrets
+from millrace.commands import backup, builds, farm, fleets, fsck, lint, secrets, webhooks
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
@@ -48,6 +48,7 @@ for verb in (
     farm.project,
     farm.token,
     secrets.secret,
+    webhooks.webhook,
     farm.migrate,
     backup.backup,
     backup.restore,
