@@ -65,11 +65,11 @@ def _place(event: str, payload: Payload) -> Any:
 
 
 def _cloud_repository(repository: Any) -> dict[str, Any]:
-    url = text(repository, "links", "html", "href", most=500)
+    name = text(repository, "full_name")
     return {
         "repository_id": ident(repository, "uuid"),
-        "repository": text(repository, "full_name") or "",
-        "clone_urls": (url,) if url else (),
+        "repository": name or "",
+        "clone_urls": (f"https://bitbucket.org/{name}",) if name else (),
     }
 
 

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import hypothesis
 import pytest
 import yaml
 from flask.testing import FlaskClient
+from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from api.app import create_app
+from api.webhooks.routes import read
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import TokenScope
-from scheduler import queries, tokens
+from millrace.webhook import Provider, WebhookSettings
+from scheduler import filters, queries, tokens
 from scheduler.db import Database
 from scheduler.dispatch import Bell
 from scheduler.models import Delivery
@@ -396,6 +400,66 @@ def test_every_example_of_githubs_does_what_the_table_says(one: Farm) -> None:
         outcome = answer.headers["Millrace-Outcome"].partition(":")[0]
         found[f"{example['event']} {example['number']}"] = f"{answer.status_code} {outcome}"
     assert found == expected
+
+
+OTHERS = yaml.safe_load((DATA / "others.yaml").read_text())["rows"]
+
+
+@pytest.mark.parametrize("row", OTHERS, ids=lambda row: row["name"])
+def test_documented_payloads_do_what_the_table_says(one: Farm, row: dict[str, Any]) -> None:
+    hook = one.hook("center" if row.get("center") else row["provider"])
+    delivery = sent(row["provider"], hook.secret, row["payload"], event=row["event"])
+    answer = hook.post(**delivery)
+    assert answer.status_code == row["status"], answer.headers["Millrace-Outcome"]
+    assert [item["outcome"] for item in reversed(hook.deliveries())] == row["outcomes"]
+    causes = [build.settings.webhook for build in reversed(one.builds())]
+    assert len(causes) == len(row.get("cause", []))
+    for cause, wanted in zip(causes, row.get("cause", []), strict=True):
+        assert cause is not None
+        assert {name: getattr(cause, name) for name in wanted} == wanted
+    builds = {event.get("buildId") for event in answer.get_json()["events"]} if answer.status_code == 201 else set()
+    again = hook.post(**delivery)
+    assert again.status_code in ({201: 200, 202: 200}.get(row["status"], row["status"]),)
+    assert builds <= {event.get("buildId") for event in (again.get_json(silent=True) or {"events": []})["events"]}
+    assert len(one.builds()) == len(causes)
+
+
+@pytest.mark.parametrize("provider", ["github", "bitbucket", "gitlab", "git"])
+@hypothesis.settings(max_examples=30, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(data=st.data())
+def test_payloads_of_any_shape_are_read_or_refused_and_never_break(provider: str, data: st.DataObject) -> None:
+    whole = data.draw(st.sampled_from(_OF[provider]))
+    payload = data.draw(_mangled(whole["payload"]))
+    heard = read(Provider(provider), payload, whole["event"])
+    for event in heard.events:
+        filters.decide(WebhookSettings.model_validate({"filterGroups": EVERYTHING}), event)
+        assert event.trigger and (event.commit is None or set(event.commit) <= set("0123456789abcdef"))
+
+
+_OF: dict[str, list[dict[str, Any]]] = {
+    "github": [one for one in examples() if one["event"] in ("push", "pull_request", "release", "workflow_job")][::4],
+    "bitbucket": [row for row in OTHERS if row["provider"] == "bitbucket"],
+    "gitlab": [row for row in OTHERS if row["provider"] == "gitlab"],
+    "git": [
+        {
+            "event": "push",
+            "payload": {"ref": "refs/heads/main", "after": SHA, "before": OTHER_SHA, "paths": ["a"], "message": "m"},
+        }
+    ],
+}
+_ODD = st.sampled_from([None, True, -1, 2**70, 1.5, "", "x", "\x00", "\ud800", "refs/heads/", [], [None], {}, {"id": {}}, [[]]])
+
+
+@st.composite
+def _mangled(draw: st.DrawFn, value: Any) -> Any:
+    """The value with something in it, or itself below the top, replaced by what does not belong there."""
+    if isinstance(value, dict) and value:
+        name = draw(st.sampled_from(sorted(value)))
+        inner = draw(_mangled(value[name]) if draw(st.booleans()) else _ODD)
+        return {**value, name: inner}
+    if isinstance(value, list) and value:
+        return [draw(_mangled(value[0])), *value[1:]]
+    return draw(_ODD)
 
 
 def _settings(farm: Farm) -> dict[str, Any]:

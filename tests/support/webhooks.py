@@ -15,6 +15,7 @@ ZERO = "0" * 40
 SOURCES = {
     "github": {"type": "GITHUB", "location": "https://github.com/Codertocat/Hello-World.git"},
     "bitbucket": {"type": "BITBUCKET", "location": "https://bitbucket.org/team_name/repo_name.git"},
+    "center": {"type": "BITBUCKET", "location": "https://bitbucket.corp.example/scm/web/app.git"},
     "gitlab": {"type": "GITLAB", "location": "https://gitlab.example/mike/diaspora.git"},
     "git": {"type": "GIT", "location": "https://git.example/team/app.git"},
 }
