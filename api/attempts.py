@@ -7,6 +7,7 @@ from flask import Blueprint, Response, request
 from api import jsonbody
 from api.auth import Scope, attempt_token_hash, needs
 from api.context import here
+from millrace import packing
 from millrace.contract import (
     LOG_OFFSET_HEADER,
     LOG_SHA256_HEADER,
@@ -86,6 +87,12 @@ def log(build_id: str, attempt_no: int, seq: int) -> dict[str, Any]:
     offset = request.headers.get(LOG_OFFSET_HEADER, "")
     if not (offset.isascii() and offset.isdigit()) or len(offset) > 18:
         raise RequestError(f"the header {LOG_OFFSET_HEADER} is missing or no number")
+    body = request.get_data(cache=False)
+    packed = request.headers.get("Content-Encoding", "") == "zstd"
+    try:
+        data = packing.unpack(body, MAX_LOG_CHUNK_BYTES) if packed else body
+    except ValueError as error:
+        raise RequestError(f"the log chunk says that it is zstd, and {error}") from error
     attempts.store_log(
         here().db,
         build_id,
@@ -93,7 +100,8 @@ def log(build_id: str, attempt_no: int, seq: int) -> dict[str, Any]:
         attempt_token_hash(),
         seq=seq,
         offset=int(offset),
-        data=request.get_data(cache=False),
+        data=data,
+        packed=packing.Packed(body) if packed else None,
         sha256=request.headers.get(LOG_SHA256_HEADER, ""),
     )
     return {}

@@ -24,8 +24,10 @@ log = get_logger(__name__)
 blueprint = Blueprint("logs", __name__, url_prefix="/v1/builds")
 
 _PIECE_BYTES: Final = 64 * 1024
+"""So much is in an event at most: what a connection that often breaks must bring over at once."""
+_CHARACTER_BYTES: Final = 4
 _TEXT_BYTES: Final = 1024 * 1024
-"""Text goes out in larger pieces, as each one of a log that was put away is a request of its own to the store."""
+"""So much is read at once: of a log that was put away it is a request of its own to the store, of another a chunk to unpack."""
 _SOON_S: Final = 0.03
 _LOOK_EVERY_S: Final = 0.25
 """How often is looked for more: soon after there was some, and after each look that found none a little later, up to this."""
@@ -128,7 +130,7 @@ def _resumed(record: BuildRecord, attempt: int | None, offset: int) -> tuple[int
     return int(known[1]), int(known[2]), known[3] is not None
 
 
-def _piece(context: Context, build_id: str, attempt_no: int, offset: int, size: int = _PIECE_BYTES) -> bytes:
+def _piece(context: Context, build_id: str, attempt_no: int, offset: int, size: int) -> bytes:
     return queries.read_log(context.db, context.store, context.settings, build_id, attempt_no, offset, size)
 
 
@@ -160,6 +162,7 @@ class _Stream:
     def __init__(self, context: Context, build_id: str, attempt_no: int, offset: int, *, gap_told: bool) -> None:
         self._context, self._build_id = context, build_id
         self._attempt_no, self._offset = attempt_no, offset
+        self._ahead = b""  # read, and not sent yet
         self._told: dict[str, str] = {}
         self._last_sign = time.monotonic()
         self._phases_seen = 0.0
@@ -214,7 +217,9 @@ class _Stream:
         return queries.log_info(self._context.db, self._build_id, self._attempt_no) or newest
 
     def _more_log(self, mine: LogInfo) -> str | None:
-        data = _piece(self._context, self._build_id, self._attempt_no, self._offset)
+        if len(self._ahead) < _CHARACTER_BYTES:
+            self._ahead = _piece(self._context, self._build_id, self._attempt_no, self._offset, _TEXT_BYTES)
+        data = self._ahead[:_PIECE_BYTES]
         if not data and mine.ended:  # the object is shorter than the records say; waiting brings no more of it
             log.error("log.short", build_id=self._build_id, attempt_no=self._attempt_no, offset=self._offset)
             self._short = mine.size_bytes - self._offset, _short(self._offset, mine)
@@ -226,6 +231,7 @@ class _Stream:
             return None
         start = self._offset
         self._offset += len(whole)
+        self._ahead = self._ahead[len(whole) :]
         self._last_sign = time.monotonic()
         text = whole.decode(errors="replace")
         return _event(
@@ -246,7 +252,7 @@ class _Stream:
         return newest.state in TERMINAL and newest.attempt_no <= self._attempt_no and self._offset >= mine.size_bytes
 
     def _next_attempt(self) -> str:
-        self._attempt_no, self._offset = self._attempt_no + 1, 0
+        self._attempt_no, self._offset, self._ahead = self._attempt_no + 1, 0, b""
         self._short, self._gap_told = None, False
         self._told.clear()
         self._phases_seen = 0.0

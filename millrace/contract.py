@@ -5,7 +5,8 @@ Routes (`api/attempts.py`), all below `/worker/v1`:
   POST /attempts/{build_id}/{attempt_no}/renew   RenewRequest  -> RenewReply                                  (attempt token)
   POST /attempts/{build_id}/{attempt_no}/phase   PhaseReport   -> {}
   POST /attempts/{build_id}/{attempt_no}/phases  PhaseReports  -> {}; what is not told yet when the attempt ends, `finish` tells
-  PUT  /attempts/{build_id}/{attempt_no}/log/{seq}   raw bytes, with the headers `LOG_OFFSET_HEADER` and `LOG_SHA256_HEADER` -> {}
+  PUT  /attempts/{build_id}/{attempt_no}/log/{seq}   raw bytes, with the headers `LOG_OFFSET_HEADER`, `LOG_SHA256_HEADER` -> {};
+                                                 `Content-Encoding: zstd` where they are packed (`millrace.packing`)
   POST /attempts/{build_id}/{attempt_no}/grant   GrantRequest  -> Grant
   POST /attempts/{build_id}/{attempt_no}/grant/secrets   SecretsRequest -> SecretsReply
   POST /attempts/{build_id}/{attempt_no}/grant/cache     CacheQuery -> CacheHit, or 204 where no cache answers

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from millrace.contract import MAX_LOG_CHUNK_BYTES, CacheQuery, PhaseReport
 from millrace.errors import Conflict, InvalidInput, TooLarge
+from millrace.packing import Packed
 from millrace.project import BuildSettings
 from scheduler import caches, logs
 from scheduler.db import Database
@@ -29,9 +30,20 @@ def record_phase(db: Database, build_id: str, attempt_no: int, token_hash: str, 
 
 
 def store_log(
-    db: Database, build_id: str, attempt_no: int, token_hash: str, *, seq: int, offset: int, data: bytes, sha256: str
+    db: Database,
+    build_id: str,
+    attempt_no: int,
+    token_hash: str,
+    *,
+    seq: int,
+    offset: int,
+    data: bytes,
+    sha256: str,
+    packed: Packed | None = None,
 ) -> None:
     """Keep one chunk of the log. The same chunk twice is fine; a gap or other bytes under the same number are a Conflict.
+
+    `packed` is the same `data`, if it came packed; it is kept so.
 
     Raises AttemptFenced, InvalidInput for an empty or damaged chunk, TooLarge for a chunk or log over its limit.
     """
@@ -58,8 +70,9 @@ def store_log(
             raise TooLarge(
                 f"a log has at most {logs.MAX_LOG_BYTES} bytes", hint="Write less to the log, or keep it as an artifact."
             )
+        kept = data if packed is None else packed
         session.add(
-            LogChunk(build_id=build_id, attempt_no=attempt_no, seq=seq, offset=offset, size=len(data), sha256=sha256, data=data)
+            LogChunk(build_id=build_id, attempt_no=attempt_no, seq=seq, offset=offset, size=len(data), sha256=sha256, data=kept)
         )
         attempt.log_chunks += 1
         attempt.log_bytes += len(data)

@@ -8,6 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from millrace import packing
+from millrace.contract import MAX_LOG_CHUNK_BYTES
+
 
 class _Members(sa.types.TypeDecorator[dict[str, Any]]):
     """A JSON object. A damaged one is read as one without members, which who needs them finds wrong, and nobody else."""
@@ -18,6 +21,28 @@ class _Members(sa.types.TypeDecorator[dict[str, Any]]):
     def process_result_value(self, value: object, dialect: sa.Dialect) -> dict[str, Any]:
         """Nothing but an object."""
         return value if isinstance(value, dict) else {}
+
+
+class _Chunk(sa.types.TypeDecorator[bytes]):
+    """Bytes of a log, which may lie there packed. A damaged frame is read as it is, which who holds it against its hash finds."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: bytes | None, dialect: sa.Dialect) -> bytes | None:
+        """What is no frame of ours, and looks like one, is made one."""
+        if value is None or isinstance(value, packing.Packed):
+            return None if value is None else bytes(value)
+        return bytes(packing.pack(value)) if value.startswith(packing.MAGIC) else value
+
+    def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> bytes | None:
+        """Always as the build wrote them."""
+        if value is None or not value.startswith(packing.MAGIC):
+            return value
+        try:
+            return packing.unpack(value, MAX_LOG_CHUNK_BYTES)
+        except ValueError:
+            return value
 
 
 Json = sa.JSON
@@ -199,7 +224,7 @@ class LogChunk(Base):
     offset: Mapped[int] = mapped_column(Ms)
     size: Mapped[int]
     sha256: Mapped[str] = mapped_column(sa.String(64))
-    data: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    data: Mapped[bytes] = mapped_column(_Chunk)
 
 
 class Artifact(Base):

@@ -333,10 +333,8 @@ def read_log(
         if attempt is None:
             return b""
         if attempt.log_key is None:
-            skipped = sa.case((LogChunk.offset < offset, offset - LogChunk.offset), else_=0)
-            data = sa.func.substr(LogChunk.data, sa.cast(skipped + 1, sa.Integer), max_bytes, type_=sa.LargeBinary)
             rows = session.execute(
-                sa.select(LogChunk.offset + skipped, data)
+                sa.select(LogChunk.offset, LogChunk.data)
                 .where(LogChunk.build_id == build_id, LogChunk.attempt_no == attempt_no)
                 .where(LogChunk.offset + LogChunk.size > offset, LogChunk.offset < offset + max_bytes)
                 .order_by(LogChunk.seq)

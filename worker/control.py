@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
+from millrace import packing
 from millrace.chunks import Chunk
 from millrace.contract import (
     LOG_OFFSET_HEADER,
@@ -198,7 +199,10 @@ class AttemptControl:
             LOG_SHA256_HEADER: chunk.sha256,
             "Content-Type": "application/octet-stream",
         }
-        self._wire.send("PUT", f"{self._path}/log/{chunk.seq}", patience_s=patience_s, content=data, headers=headers)
+        packed = packing.smaller(data)
+        if packed is not None:
+            headers["Content-Encoding"] = "zstd"
+        self._wire.send("PUT", f"{self._path}/log/{chunk.seq}", patience_s=patience_s, content=packed or data, headers=headers)
 
     def finish(self, report: FinishReport, *, patience_s: float = MOVE_PATIENCE_S) -> BuildState:
         """The attempt is over; what became of the build."""

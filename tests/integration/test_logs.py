@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from millrace import packing
+from millrace.chunks import Tally
 from millrace.client import Client
 from millrace.commands import proof
 from millrace.contract import Claim, LogFooter
@@ -30,6 +32,7 @@ from tests.support.apiserver import ApiServer, serving
 from tests.support.farm import wait_until
 from tests.support.minio import minio_server, require_program
 from tests.support.records import a_build, a_claim, a_project, a_report, log_footer, store_log
+from worker.control import AttemptControl
 
 PIECES = (b"first line\n", "grün\n".encode(), b"x" * 3000 + b"\n", b"the end\n")
 WHOLE = b"".join(PIECES)
@@ -64,6 +67,18 @@ def begun(server: ApiServer, *pieces: bytes) -> Claim:
     a_build(server.db, server.settings)
     claim = a_claim(server.db, server.settings)
     store_log(server.db, claim, *pieces)
+    return claim
+
+
+def sent(server: ApiServer, *pieces: bytes) -> Claim:
+    """The same, with the log on the road that a worker's takes."""
+    claim = begun(server)
+    control, tally = AttemptControl(server.url, claim.build_id, claim.attempt_no, claim.token), Tally()
+    try:
+        for data in pieces:
+            control.log(tally.take(data), data, patience_s=5)
+    finally:
+        control.close()
     return claim
 
 
@@ -179,6 +194,29 @@ def test_a_build_that_never_began_has_no_log_and_is_whole(server: ApiServer, cli
         proof.verify(client, build, None)
     lifecycle.request_stop(server.db, build)
     assert proof.verify(client, build, None) == (True, f"whole: {build} was never begun, and has no log")
+
+
+def test_chunks_come_and_lie_packed_where_that_is_smaller_and_nobody_sees_it(either: ApiServer) -> None:
+    frame, lines = bytes(packing.pack(b"a build may print a frame" * 400)), b"the same line again and again\n" * 50_000
+    pieces = (b"short\n", lines, frame, seeded().randbytes(100_000), packing.MAGIC)
+    claim = sent(either, *pieces)
+    finish(either, claim, log_footer(*pieces))
+    build = claim.build_id
+    with either.db.reading() as session:
+        query = sa.select(sa.func.length(sa.type_coerce(LogChunk.data, sa.LargeBinary))).order_by(LogChunk.seq)
+        stored = session.scalars(query).all()
+    assert stored[1] < len(lines) / 100
+    assert (stored[0], stored[3]) == (6, 100_000)
+    client = Client(either.url, either.token)
+    try:
+        for move in (stays, put_away):
+            move(either, build)
+            is_whole, says = proof.verify(client, build, None)
+            assert (is_whole, says.split(",")[0]) == (True, f"whole: {sum(map(len, pieces))} bytes")
+            assert either.get(f"/v1/builds/{build}/logs").content == b"".join(pieces)
+            assert either.get(f"/v1/builds/{build}/logs?offset={len(lines)}").content == b"".join(pieces)[len(lines) :]
+    finally:
+        client.close()
 
 
 @WHERE
