@@ -35,7 +35,7 @@ _SLOWER: Final = 1.25
 _PHASES_EVERY_S: Final = 0.7
 """Phases take more reading than the length of the log, and are looked at less often; all are told before the end."""
 _HEARTBEAT_S: Final = 10.0
-_EVENT_ID: Final = re.compile(r"([0-9]{1,9}):([0-9]{1,18})(:gap)?")
+_EVENT_ID: Final = re.compile(r"([0-9]{1,9}):([0-9]{1,18})(?::(full|gap))?")
 MARK: Final = "[Millrace] "
 """How the one line begins that stands in for what is missing."""
 _INERT: Final = {
@@ -60,10 +60,10 @@ def read(build_id: str) -> Response:
     offset = whole_number("offset", 0) or 0
     context = here()
     if "text/event-stream" in request.headers.get("Accept", ""):
-        attempt, offset, gap_told = _resumed(record, attempt, offset)
+        attempt, offset, told = _resumed(record, attempt, offset)
         if not context.streams.acquire(blocking=False):
             raise Unavailable("too many logs are followed at this server", hint="Try again in a few seconds.")
-        stream = _Stream(context, build_id, attempt or max(1, record.attempt_no), offset, gap_told=gap_told)
+        stream = _Stream(context, build_id, attempt or max(1, record.attempt_no), offset, told)
         response = Response(stream.events(), content_type="text/event-stream; charset=utf-8", headers=_INERT)
         response.call_on_close(context.streams.release)
         return response
@@ -120,14 +120,14 @@ def _asked(build_id: str) -> tuple[BuildRecord, int | None]:
     return record, attempt
 
 
-def _resumed(record: BuildRecord, attempt: int | None, offset: int) -> tuple[int | None, int, bool]:
+def _resumed(record: BuildRecord, attempt: int | None, offset: int) -> tuple[int | None, int, str | None]:
     last = request.headers.get("Last-Event-ID")
     if not last:
-        return attempt, offset, False
+        return attempt, offset, None
     known = _EVENT_ID.fullmatch(last)
     if known is None or not 1 <= int(known[1]) <= max(1, record.attempt_no):
         raise InvalidInput("Last-Event-ID is none of ours: they are ATTEMPT:OFFSET")
-    return int(known[1]), int(known[2]), known[3] is not None
+    return int(known[1]), int(known[2]), known[3]
 
 
 def _piece(context: Context, build_id: str, attempt_no: int, offset: int, size: int) -> bytes:
@@ -159,7 +159,7 @@ def _short(offset: int, info: LogInfo) -> str:
 class _Stream:
     """One client that follows one build."""
 
-    def __init__(self, context: Context, build_id: str, attempt_no: int, offset: int, *, gap_told: bool) -> None:
+    def __init__(self, context: Context, build_id: str, attempt_no: int, offset: int, told: str | None) -> None:
         self._context, self._build_id = context, build_id
         self._attempt_no, self._offset = attempt_no, offset
         self._ahead = b""  # read, and not sent yet
@@ -167,7 +167,7 @@ class _Stream:
         self._last_sign = time.monotonic()
         self._phases_seen = 0.0
         self._short: tuple[int, str] | None = None
-        self._gap_told = gap_told
+        self._full_told, self._gap_told = told is not None, told == "gap"
         self._seen: tuple[str, int] | None = None
 
     def events(self) -> Iterator[str]:
@@ -187,7 +187,7 @@ class _Stream:
                     pause_s = _SOON_S
                     yield event
                     continue
-                if (event := self._gap(mine)) is not None:
+                if (event := self._full(mine) or self._gap(mine)) is not None:
                     yield event
                     continue
                 if self._is_over(newest, mine):
@@ -238,6 +238,14 @@ class _Stream:
             "log", {"attempt": self._attempt_no, "offset": start, "text": text}, ident=f"{self._attempt_no}:{self._offset}"
         )
 
+    def _full(self, mine: LogInfo) -> str | None:
+        """What says that a log which goes on is at its limit: once, when all of it was sent."""
+        if self._full_told or mine.full is None or mine.ended or self._offset < mine.size_bytes:
+            return None
+        self._full_told = True
+        shape = {"attempt": self._attempt_no, "offset": self._offset, "says": mine.full}
+        return _event("full", shape, ident=f"{self._attempt_no}:{self._offset}:full")
+
     def _gap(self, mine: LogInfo) -> str | None:
         """What says that some of this attempt's log is missing: once, when all that is there was sent."""
         missing, says = self._short or (mine.missing_bytes, mine.gap)
@@ -253,7 +261,7 @@ class _Stream:
 
     def _next_attempt(self) -> str:
         self._attempt_no, self._offset, self._ahead = self._attempt_no + 1, 0, b""
-        self._short, self._gap_told = None, False
+        self._short, self._full_told, self._gap_told = None, False, False
         self._told.clear()
         self._phases_seen = 0.0
         return _event("attempt", {"attempt": self._attempt_no}, ident=f"{self._attempt_no}:0")

@@ -45,7 +45,8 @@ def store_log(
 
     `packed` is the same `data`, if it came packed; it is kept so.
 
-    Raises AttemptFenced, InvalidInput for an empty or damaged chunk, TooLarge for a chunk or log over its limit.
+    Raises AttemptFenced, InvalidInput for an empty or damaged chunk, TooLarge for a chunk over its limit, and for the first that
+    a log over its limit has no room for, of which so much is kept as there is.
     """
     if len(data) > MAX_LOG_CHUNK_BYTES:
         raise TooLarge(f"a log chunk has at most {MAX_LOG_CHUNK_BYTES} bytes, this one has {len(data)}")
@@ -54,30 +55,42 @@ def store_log(
     if hashlib.sha256(data).hexdigest() != sha256:
         raise InvalidInput("the log chunk is not what its SHA-256 says", hint="Send it again.")
 
-    def work(session: Session) -> None:
+    def work(session: Session) -> bool:
         _build, attempt = held(session, build_id, attempt_no, token_hash)
+        room = logs.MAX_LOG_BYTES - attempt.log_bytes
         if seq < attempt.log_chunks:
             known = session.get(LogChunk, (build_id, attempt_no, seq))
-            if known is None or known.sha256 != sha256:
-                raise Conflict(f"log chunk {seq} is already there with other bytes")
-            return
+            if known is not None and known.sha256 == sha256:
+                return True
+            if room <= 0:
+                return False
+            raise Conflict(f"log chunk {seq} is already there with other bytes")
         if seq > attempt.log_chunks or offset != attempt.log_bytes:
             raise Conflict(
                 f"log chunk {seq} at offset {offset} leaves a gap: "
                 f"chunk {attempt.log_chunks} at offset {attempt.log_bytes} is next"
             )
-        if offset + len(data) > logs.MAX_LOG_BYTES:
-            raise TooLarge(
-                f"a log has at most {logs.MAX_LOG_BYTES} bytes", hint="Write less to the log, or keep it as an artifact."
-            )
-        kept = data if packed is None else packed
+        if room <= 0:
+            return False
+        fits = len(data) <= room
+        kept = data if fits else data[:room]
         session.add(
-            LogChunk(build_id=build_id, attempt_no=attempt_no, seq=seq, offset=offset, size=len(data), sha256=sha256, data=kept)
+            LogChunk(
+                build_id=build_id,
+                attempt_no=attempt_no,
+                seq=seq,
+                offset=offset,
+                size=len(kept),
+                sha256=sha256 if fits else hashlib.sha256(kept).hexdigest(),
+                data=packed if fits and packed is not None else kept,
+            )
         )
         attempt.log_chunks += 1
-        attempt.log_bytes += len(data)
+        attempt.log_bytes += len(kept)
+        return fits
 
-    db.run(work)
+    if not db.run(work):
+        raise TooLarge(f"a log has at most {logs.MAX_LOG_BYTES} bytes", hint="Write less to the log, or keep it as an artifact.")
 
 
 def is_token_of(db: Database, build_id: str, attempt_no: int, token_hash: str) -> bool:

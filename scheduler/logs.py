@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from millrace.chunks import Chunk, Tally
-from millrace.contract import MAX_LOG_CHUNK_BYTES, LogFooter
+from millrace.contract import LogFooter
 from millrace.log import get_logger
 from scheduler.models import Attempt, LogChunk
 
@@ -73,9 +73,22 @@ def gap(attempt: Attempt) -> str | None:
         return f"the log ends here: some of what its worker wrote after byte {end} never came"
     if missing is None:
         return f"the log ends here: the worker was lost, and what it wrote after byte {end} never came"
-    if missing > 0 and end + missing > MAX_LOG_BYTES >= end > MAX_LOG_BYTES - MAX_LOG_CHUNK_BYTES:
-        limit = f"{MAX_LOG_BYTES // 1024**3} GiB" if MAX_LOG_BYTES % 1024**3 == 0 else f"{MAX_LOG_BYTES} bytes"
-        return f"the log ends here: it is at its limit of {limit}, and {missing} bytes after byte {end} were not kept"
+    if missing > 0 and is_full(attempt):
+        return f"the log ends here: it is at its limit of {_limit()}, and {missing} bytes after byte {end} were not kept"
     if missing > 0:
         return f"the log ends here: {missing} bytes that were written after byte {end} never came"
     return "this log is damaged: by its hash, it is not what its worker wrote"
+
+
+def is_full(attempt: Attempt) -> bool:
+    """True where a log is at its limit, to the byte."""
+    return attempt.log_bytes >= MAX_LOG_BYTES
+
+
+def full() -> str:
+    """What is said of a full log to those who follow it."""
+    return f"the log is at its limit of {_limit()}: the build goes on, and what it writes from here on is not kept"
+
+
+def _limit() -> str:
+    return f"{MAX_LOG_BYTES // 1024**3} GiB" if MAX_LOG_BYTES % 1024**3 == 0 else f"{MAX_LOG_BYTES} bytes"

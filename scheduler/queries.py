@@ -105,8 +105,8 @@ class BuildRecord:
 class LogInfo:
     """How much there is of an attempt's log. `ended`: no more will come; `complete`: all that the worker wrote is here.
 
-    `gap` says in one line what is not; `missing_bytes` how much, where that is known. `footer` is the worker's word. `root` is
-    that of the stored chunks, once no more will come.
+    `gap` says in one line what is not; `missing_bytes` how much, where that is known; `full` that it is at its limit. `footer`
+    is the worker's word. `root` is that of the stored chunks, once no more will come.
     """
 
     attempt_no: int
@@ -118,6 +118,7 @@ class LogInfo:
     complete: bool
     gap: str | None = None
     missing_bytes: int | None = None
+    full: str | None = None
     state: BuildState
     reason: Reason | None
 
@@ -316,6 +317,7 @@ def log_info(db: Database, build_id: str, attempt_no: int | None = None) -> LogI
             complete=attempt.log_complete,
             gap=gap,
             missing_bytes=logs.missing_bytes(attempt) if gap else None,
+            full=logs.full() if logs.is_full(attempt) else None,
             state=state,
             reason=reason,
         )

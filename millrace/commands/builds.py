@@ -212,6 +212,9 @@ def _follow(
         elif event.kind == "gap":
             printer.end()
             printer.feed(f"[Millrace] {event.data['says']}\n")
+        elif event.kind == "full":
+            printer.end()
+            errors.print(f"[yellow]{event.data['says']}[/]")
         elif event.kind == "attempt":
             printer.end()
             errors.print(

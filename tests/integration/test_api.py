@@ -21,7 +21,7 @@ from millrace.contract import LOG_OFFSET_HEADER, LOG_SHA256_HEADER, Claim, Finis
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import PhaseType, Reason, StatusType, TokenScope, Verdict
-from scheduler import lifecycle, tokens
+from scheduler import lifecycle, logs, tokens
 from scheduler.db import Database
 from scheduler.dispatch import Bell
 from tests.support.records import a_claim_request, a_project_json, a_report
@@ -621,3 +621,37 @@ def test_a_projects_own_token_reaches_no_further_than_its_settings(api: Api, wan
     changed = api.send("PUT", "/v1/projects/demo", token=token, json=a_project_json(**settings))
     assert changed.status_code == 403, changed.get_data(as_text=True)
     assert api.send("PUT", "/v1/projects/demo", token=token, json=a_project_json(description="mine")).status_code == 200
+
+
+def test_who_follows_is_told_at_once_that_a_log_is_at_its_limit_and_later_what_is_missing(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MAX_LOG_BYTES", 10)
+    build = api.build()
+    claim = api.claim()
+    assert api.log(claim, 0, 0, b"12345").status_code == 200
+    answer = api.send("GET", f"/v1/builds/{build}/logs", headers={"Accept": "text/event-stream"})
+    events = (event.decode() for event in answer.iter_encoded())
+    try:
+        for said in ("12345", "67890"):
+            event = next(event for event in events if "event: log" in event)
+            assert json.loads(event.split("data: ")[1])["text"] == said
+            for _ in range(2):  # the second, as if its answer was lost
+                assert api.log(claim, 1, 5, b"67890, and no more").status_code == 413
+        event = next(event for event in events if "event: full" in event or "event: gap" in event)
+        assert event.startswith("id: 1:10:full\nevent: full\n")
+        assert json.loads(event.split("data: ")[1]) == {
+            "attempt": 1,
+            "offset": 10,
+            "says": "the log is at its limit of 10 bytes: the build goes on, and what it writes from here on is not kept",
+        }
+        footer = LogFooter(chunks=2, size_bytes=23, sha256=hashlib.sha256(b"1234567890, and no more").hexdigest())
+        assert api.attempt(claim, "finish", a_report(log=footer)).status_code == 200
+        rest = [event for event in events if "event: phase" not in event]
+    finally:
+        answer.close()
+    assert len(rest) == 2
+    assert "event: gap" in rest[0] and '"missingBytes": 13' in rest[0]
+    assert "event: end" in rest[1] and '"logComplete": false' in rest[1]
+    again = api.send("GET", f"/v1/builds/{build}/logs", headers={"Accept": "text/event-stream", "Last-Event-ID": "1:10:full"})
+    assert "event: gap" in again.get_data(as_text=True)
