@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,6 +100,8 @@ class Database:
             )
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
+            # SQLite's own waiters sleep and look again, so that many keep one another waiting; those of one process form a line.
+            self._writing: AbstractContextManager[object] = threading.RLock()
         else:
             self.engine = sa.create_engine(
                 url,
@@ -108,6 +110,7 @@ class Database:
                 pool_pre_ping=True,
                 connect_args=_POSTGRESQL,
             )
+            self._writing = nullcontext()
         self._reader = self.engine.execution_options(**{_READ_ONLY: True})
         if not self.is_sqlite:  # a reader's statements all see one moment, as they do on SQLite
             self._reader = self._reader.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -115,7 +118,7 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A writing transaction, committed at the end of the block. Raises Unavailable where the database is away or locked."""
-        with _translating(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with self._writing, _translating(), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
@@ -134,7 +137,7 @@ class Database:
         while True:
             attempt += 1
             try:
-                with _translating(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+                with self._writing, _translating(), Session(self.engine, expire_on_commit=False) as session, session.begin():
                     done = work(session)
                     failpoints.around_commit(work, "before", Unavailable)
                 failpoints.around_commit(work, "after", Unavailable)
