@@ -12,8 +12,9 @@ from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler import health as scheduler_health
 from scheduler.db import Database
-from scheduler.dispatch import Bell
-from scheduler.secrets import open_provider
+from scheduler.dispatch import Bell, Ringer
+from scheduler.hooks import OpenHooks
+from scheduler.secrets import keys_of, open_provider
 
 
 def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Flask:
@@ -40,6 +41,8 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
         streams=streams,
         readiness=readiness,
         secrets=open_provider(settings, db),
+        ringer=Ringer(db, bell),
+        hooks=OpenHooks(db, keys_of(settings)),
     )
     for part in (projects, builds, fleets, secrets, hooks, logs, artifacts, uploads, attempts, objects, health, webhooks):
         app.register_blueprint(part.blueprint)

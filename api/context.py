@@ -11,7 +11,8 @@ from millrace.secrets import SecretProvider
 from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler.db import Database
-from scheduler.dispatch import Bell
+from scheduler.dispatch import Bell, Ringer
+from scheduler.hooks import OpenHooks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Context:
     streams: threading.BoundedSemaphore
     readiness: Readiness
     secrets: SecretProvider
+    ringer: Ringer
+    hooks: OpenHooks
     closing: threading.Event = field(default_factory=threading.Event)
 
 

@@ -84,10 +84,12 @@ def update(name: str) -> dict[str, Any]:
             said["filter_groups"] = ()
         now = hooks.get(context.db, name).settings.model_dump()
         record = hooks.update(context.db, name, WebhookSettings.model_validate({**now, **said}))
+        context.hooks.forget()
     if not wanted.rotate_secret:
         return _rendered(record if said else hooks.get(context.db, name))
     overlap_ms = wanted.overlap_minutes * 60_000
     record, secret = hooks.rotate(context.db, keys_of(context.settings), name, overlap_ms=overlap_ms)
+    context.hooks.forget()
     return {**_rendered(record), "secret": secret}
 
 
@@ -98,6 +100,7 @@ def delete(name: str) -> tuple[str, int]:
     only()
     require_project(name)
     hooks.delete(here().db, name)
+    here().hooks.forget()
     return "", 204
 
 

@@ -126,4 +126,5 @@ def _close(_server: Arbiter, worker: Worker) -> None:
     context = _context(worker)
     if context is not None:
         context.closing.set()
+        context.ringer.join()
         context.db.dispose()

@@ -35,7 +35,7 @@ COMMITS: Final = (
     "attempts.store_log",
     "caches.drop",
     "dispatch._note",
-    "dispatch.ring_now",
+    "dispatch._note_rung",
     "fleets._write",
     "hooks.create",
     "hooks.delete",

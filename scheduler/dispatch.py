@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -23,6 +23,7 @@ from scheduler.queue import bell_key
 log = get_logger(__name__)
 TASK: Final = "worker.run_build"
 _MOST_WOKEN: Final = 100
+_FEW: Final = 4
 QUIET_S: Final = 3.0
 """After a failed ring, how long no other is tried, so that a dead Redis does not slow every request down."""
 FORGOTTEN_MS: Final = 10_000
@@ -127,18 +128,70 @@ def ring_now(db: Database, bell: Bell, build_id: str, fleet: str) -> None:
     """Ring right after the commit that queued a new build. Never raises: the build is accepted; what fails here is made up for
     by the scheduler.
     """
-    if not bell.ring(build_id, fleet):
-        return
+    if bell.ring(build_id, fleet):
+        _note_rung(db, [build_id])
+
+
+def _note_rung(db: Database, build_ids: Sequence[str]) -> None:
+    keys = [bell_key(build_id, 0) for build_id in build_ids]
 
     def work(session: Session) -> None:
-        session.execute(
-            sa.update(Outbox).where(Outbox.key == bell_key(build_id, 0), Outbox.sent_ms.is_(None)).values(sent_ms=now_ms())
-        )
+        session.execute(sa.update(Outbox).where(Outbox.key.in_(keys), Outbox.sent_ms.is_(None)).values(sent_ms=now_ms()))
 
     try:
         db.run(work)
     except Unavailable as error:
-        log.warning("outbox.not_marked", build_id=build_id, why=error.message)
+        log.warning("outbox.not_marked", builds=len(keys), why=error.message)
+
+
+class Ringer:
+    """Rings after commits for those who must not wait for it.
+
+    Of many builds that come close together, no more are rung for than the fleet has workers: one that is awake claims as long as
+    builds wait. Its thread lives while there is something to ring. What a dying process leaves is rung for by the scheduler.
+    """
+
+    def __init__(self, db: Database, bell: Bell) -> None:
+        self._db, self._bell = db, bell
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[str, str]] = []
+        self._thread: threading.Thread | None = None
+
+    def ring(self, build_id: str, fleet: str) -> None:
+        """Ring for a build that was queued just now, soon."""
+        with self._lock:
+            self._waiting.append((build_id, fleet))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="ringer", daemon=True)
+                self._thread.start()
+
+    def join(self) -> None:
+        """Wait until all was rung for."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                taken, self._waiting = self._waiting, []
+                if not taken:
+                    self._thread = None
+                    return
+            for fleet in sorted({fleet for _build_id, fleet in taken}):
+                builds = [build_id for build_id, its in taken if its == fleet]
+                if all([self._bell.ring(build_id, fleet) for build_id in builds[: self._most(fleet, len(builds))]]):
+                    _note_rung(self._db, builds)
+
+    def _most(self, fleet: str, builds: int) -> int:
+        if builds < _FEW:
+            return builds
+        try:
+            with self._db.reading() as session:
+                return max(1, min(_MOST_WOKEN, fleets.capacity_of(session, fleet).workers))
+        except Unavailable:
+            return builds
 
 
 def wake(db: Database, bell: Bell, fleet: str) -> None:

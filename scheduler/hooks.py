@@ -9,8 +9,9 @@ import hashlib
 import json
 import re
 import secrets as randomness
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
@@ -34,6 +35,9 @@ from scheduler.secrets import Keys
 log = get_logger(__name__)
 OVERLAP_MS: Final = 24 * 3_600_000
 """How long the old secret holds beside a new one, where nothing else is said."""
+KEPT_S: Final = 1.0
+"""How long a change of a webhook may take to reach all processes of the API."""
+_MOST_KEPT: Final = 1000
 _SKIP: Final = re.compile(r"\[(?:skip ci|ci skip|no ci|skip actions|actions skip)\]|\*\*\*NO_CI\*\*\*", re.IGNORECASE)
 _SKIP_TRAILER: Final = re.compile(r"^skip-checks:\s*true\s*$", re.IGNORECASE | re.MULTILINE)
 
@@ -186,46 +190,64 @@ def delete(db: Database, project: str) -> None:
     log.info("webhook.deleted", project=project)
 
 
-def open_hook(db: Database, keys: Keys, provider: Provider, ident: str) -> Hook:
-    """The webhook of an address, with its secrets. Raises NotFound, Unavailable where no key opens them."""
-    with db.reading() as session:
-        row = None if "\x00" in ident else session.get(Webhook, ident)
-        now: int = session.execute(sa.select(now_ms())).scalar_one()
-    if row is None or row.provider != provider.value:
-        raise NotFound("there is no webhook of this address", hint="'millrace webhook show PROJECT' says the address.")
-    sealed = [row.sealed] + ([row.previous] if row.previous is not None and now < row.previous_until_ms else [])
-    ring = keys(False)
-    return Hook(record=_record(row), secrets=tuple(_unsealed(ring, one, row) for one in sealed))
+class OpenHooks:
+    """Webhooks with their secrets, as deliveries are checked against them; kept for a moment, as deliveries come in bursts."""
+
+    def __init__(self, db: Database, keys: Keys) -> None:
+        self._db, self._keys = db, keys
+        self._kept: dict[str, tuple[float, Hook]] = {}
+
+    def get(self, provider: Provider, ident: str) -> Hook:
+        """The webhook of an address. Raises NotFound, Unavailable where no key opens its secrets."""
+        kept_s, hook = self._kept.get(ident, (0.0, None))
+        if hook is None or time.monotonic() - kept_s > KEPT_S:
+            hook = self._open(ident)
+            if len(self._kept) >= _MOST_KEPT:
+                self.forget()
+            self._kept[ident] = (time.monotonic(), hook)
+        if hook.record.provider is not provider:
+            raise _no_hook()
+        return hook
+
+    def forget(self) -> None:
+        """One was changed."""
+        self._kept.clear()
+
+    def _open(self, ident: str) -> Hook:
+        with self._db.reading() as session:
+            found = None if "\x00" in ident else session.execute(sa.select(Webhook, now_ms()).where(Webhook.id == ident)).first()
+        if found is None:
+            raise _no_hook()
+        row, now = found
+        sealed = [row.sealed] + ([row.previous] if row.previous is not None and now < row.previous_until_ms else [])
+        ring = self._keys(False)
+        return Hook(record=_record(row), secrets=tuple(_unsealed(ring, one, row) for one in sealed))
+
+
+def _no_hook() -> NotFound:
+    return NotFound("there is no webhook of this address", hint="'millrace webhook show PROJECT' says the address.")
 
 
 def receive(
     db: Database, hook: HookRecord, heard: Heard, *, delivery_id: str, initiator: str, settings: Settings
 ) -> Sequence[Result]:
-    """Note what came, and queue what it starts, in one commit. Raises NotFound where the webhook is gone meanwhile."""
+    """Note what came, and queue what it starts, in one commit."""
+    judged = [_judged(hook.settings, event) for event in heard.events]
 
     def work(session: Session) -> Sequence[Result]:
-        row = session.get(Webhook, hook.id, with_for_update=True)
-        if row is None:
-            raise NotFound("there is no webhook of this address")
-        known = {
-            one.part: one
-            for one in session.scalars(
-                sa.select(Delivery).where(Delivery.webhook_id == hook.id, Delivery.delivery_id == delivery_id)
-            )
-        }
-        stranger = _other_repository(session, row, heard)
-        parts: Sequence[SourceEvent | None] = heard.events or (None,)
-        results = []
-        for part, event in enumerate(parts):
-            old = known.get(part)
-            if old is not None and Outcome(old.outcome) in SETTLED:
-                why = f"this delivery came before: {old.why}"
-                results.append(_result(old, outcome=Outcome.DUPLICATE, why=why))
-                continue
-            results.append(_take(session, row, heard, event, stranger, old, part, delivery_id, initiator, settings))
-        return results
+        stranger = _other_repository(session, hook, heard)
+        taking = _Taking(session, hook, heard, delivery_id, initiator, settings)
+        if not heard.events:
+            silent = (Outcome.PING, stranger or "the git server reaches us") if heard.ping else (Outcome.IGNORED, heard.why)
+            return [taking.take(0, None, *silent)]
+        if stranger is not None:
+            return [taking.take(part, event, Outcome.IGNORED, stranger) for part, event in enumerate(heard.events)]
+        return [taking.take(part, event, *judged[part]) for part, event in enumerate(heard.events)]
 
-    results = db.run(work)
+    try:
+        results = db.run(work)
+    except sa.exc.IntegrityError:  # the same came twice at once: the other was first, and is found now
+        results = db.run(work)
     for one in results:
         log.info("webhook.delivery", project=hook.project, what=one.what, outcome=one.outcome.value, build_id=one.build_id)
     return results
@@ -286,50 +308,81 @@ def reseal(db: Database, keys: Keys) -> tuple[int, list[str]]:
     return done, failed
 
 
-def _take(
-    session: Session,
-    hook: Webhook,
-    heard: Heard,
-    event: SourceEvent | None,
-    stranger: str | None,
-    old: Delivery | None,
-    part: int,
-    delivery_id: str,
-    initiator: str,
-    settings: Settings,
-) -> Result:
-    """Judge one event, and note what became of it."""
-    same, build_id, fleet = None, None, None
-    if event is None:
-        outcome, why = (Outcome.PING, stranger or "the git server reaches us") if heard.ping else (Outcome.IGNORED, heard.why)
-    elif stranger is not None:
-        outcome, why = Outcome.IGNORED, stranger
-    else:
-        outcome, why = _judged(WebhookSettings.model_validate(hook.settings), event)
-        if outcome in SETTLED:
-            same = _same(event)
-            earlier = _earlier(session, hook, event, same)
-            if earlier is not None:
-                same, build_id = None, earlier.build_id
-                outcome, why = Outcome.DUPLICATE, f"the same was told by delivery {earlier.delivery_id}"
-    if outcome is Outcome.BUILD and event is not None:
+@dataclass(frozen=True)
+class _Taking:
+    """One delivery on its way into the records."""
+
+    session: Session
+    hook: HookRecord
+    heard: Heard
+    delivery_id: str
+    initiator: str
+    settings: Settings
+
+    def take(self, part: int, event: SourceEvent | None, outcome: Outcome, why: str) -> Result:
+        """Do what was judged, unless the same was done before, and note what became of it."""
+        same = _same(event) if event is not None else ""
+        old, earlier = self._before(part, event, same)
+        if old is not None and Outcome(old.outcome) in SETTLED:
+            return _result(old, outcome=Outcome.DUPLICATE, why=f"this delivery came before: {old.why}")
+        if event is None or outcome not in SETTLED:
+            return self._note(part, event, old, outcome, why)
+        if earlier is not None:
+            why = f"the same was told by delivery {earlier.delivery_id}"
+            return self._note(part, event, old, Outcome.DUPLICATE, why, build_id=earlier.build_id)
+        if outcome is not Outcome.BUILD:
+            return self._note(part, event, old, outcome, why, same=same)
         try:
-            with session.begin_nested():
-                build = queue(session, _request(hook, event, initiator), settings)
-            build_id, fleet = build.id, build.fleet
-        except (RequestError, ValidationError) as error:
+            build = queue(self.session, _request(self.hook, event, self.initiator), self.settings)
+        except (RequestError, ValidationError) as error:  # before anything was changed
             said = error.message if isinstance(error, RequestError) else "; ".join(one["msg"] for one in error.errors())
-            outcome, why, same = Outcome.REFUSED, f"no build could be queued: {said}", None
-    row = old or Delivery(webhook_id=hook.id, project_name=hook.project_name, delivery_id=delivery_id, part=part)
-    row.received_ms = session.execute(sa.select(now_ms())).scalar_one()
-    row.what = (event.kind.value if event else heard.what)[:100]
-    row.same, row.outcome, row.why, row.build_id = same, outcome.value, why, build_id
-    row.ref, row.commit_id = (_line(event), event.commit) if event else (None, None)
-    row.event = {**asdict(event), "paths": None} if event and outcome is Outcome.APPROVAL else None
-    if old is None:
-        session.add(row)
-    session.flush()
-    return _result(row, fleet=fleet)
+            return self._note(part, event, old, Outcome.REFUSED, f"no build could be queued: {said}")
+        noted = self._note(part, event, old, outcome, why, same=same, build_id=build.id, at_ms=build.submitted_ms)
+        return replace(noted, fleet=build.fleet)
+
+    def _before(self, part: int, event: SourceEvent | None, same: str) -> tuple[Delivery | None, Delivery | None]:
+        """What is noted of this part of this delivery; and of the same event under another id. A push is the same, too, where
+        the last one to its branch was to the very commit.
+        """
+        mine = Delivery.webhook_id == self.hook.id
+        ways = [sa.and_(mine, Delivery.delivery_id == self.delivery_id)]
+        if event is not None:
+            ways.append(sa.and_(mine, Delivery.same == same))
+        if event is not None and event.kind is EventKind.PUSH:
+            pushes = sa.select(Delivery.id).where(mine, Delivery.ref == event.ref, Delivery.what == event.kind.value)
+            last = pushes.where(Delivery.same.is_not(None)).order_by(Delivery.id.desc()).limit(1)
+            ways.append(Delivery.id == last.scalar_subquery())
+        old = earlier = None
+        for row in self.session.scalars(sa.select(Delivery).where(sa.or_(*ways))):
+            if (row.delivery_id, row.part) == (self.delivery_id, part):
+                old = row
+            elif event is not None and (row.same == same or (row.ref, row.commit_id) == (event.ref, event.commit)):
+                earlier = row if row.same is not None else earlier
+        return old, earlier
+
+    def _note(
+        self,
+        part: int,
+        event: SourceEvent | None,
+        old: Delivery | None,
+        outcome: Outcome,
+        why: str,
+        *,
+        same: str | None = None,
+        build_id: str | None = None,
+        at_ms: int | None = None,
+    ) -> Result:
+        """The row of one event."""
+        row = old or Delivery(webhook_id=self.hook.id, project_name=self.hook.project, delivery_id=self.delivery_id, part=part)
+        row.received_ms = at_ms if at_ms is not None else self.session.execute(sa.select(now_ms())).scalar_one()
+        row.what = (event.kind.value if event else self.heard.what)[:100]
+        row.same, row.outcome, row.why, row.build_id = same, outcome.value, why, build_id
+        row.ref, row.commit_id = (_line(event), event.commit) if event else (None, None)
+        row.event = {**asdict(event), "paths": None} if event and outcome is Outcome.APPROVAL else None
+        if old is None:
+            self.session.add(row)
+        self.session.flush()
+        return _result(row)
 
 
 def _judged(settings: WebhookSettings, event: SourceEvent) -> tuple[Outcome, str]:
@@ -358,10 +411,10 @@ def skips(event: SourceEvent) -> bool:
     return any(text and (_SKIP.search(text) or _SKIP_TRAILER.search(text)) for text in (event.message, event.title))
 
 
-def _request(hook: Webhook, event: SourceEvent, initiator: str) -> BuildRequest:
+def _request(hook: HookRecord, event: SourceEvent, initiator: str) -> BuildRequest:
     version = f"pr/{event.pull_request}" if event.pull_request is not None else event.ref if event.tag else event.commit
     cause = WebhookCause(
-        provider=Provider(hook.provider).value,
+        provider=hook.provider.value,
         event=event.kind.value,
         trigger=event.trigger,
         head_ref=event.ref,
@@ -373,7 +426,7 @@ def _request(hook: Webhook, event: SourceEvent, initiator: str) -> BuildRequest:
         pull_request=event.pull_request,
         from_fork=event.from_fork,
     )
-    overrides = BuildOverrides(project_name=hook.project_name, source_version=version)
+    overrides = BuildOverrides(project_name=hook.project, source_version=version)
     return BuildRequest(overrides=overrides, initiator=initiator, cause=cause, commit=event.commit, line=event.line)
 
 
@@ -386,37 +439,25 @@ def _same(event: SourceEvent) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _earlier(session: Session, hook: Webhook, event: SourceEvent, same: str) -> Delivery | None:
-    """The row of the same event under another id; or, of a push, the branch's last one where it was to the very commit."""
-    found = session.scalar(sa.select(Delivery).where(Delivery.webhook_id == hook.id, Delivery.same == same))
-    if found is not None or event.kind is not EventKind.PUSH:
-        return found
-    last = session.scalar(
-        sa.select(Delivery)
-        .where(Delivery.webhook_id == hook.id, Delivery.ref == event.ref, Delivery.what == EventKind.PUSH.value)
-        .where(Delivery.same.is_not(None))
-        .order_by(Delivery.id.desc())
-        .limit(1)
-    )
-    return last if last is not None and last.commit_id == event.commit else None
-
-
-def _other_repository(session: Session, hook: Webhook, heard: Heard) -> str | None:
+def _other_repository(session: Session, hook: HookRecord, heard: Heard) -> str | None:
     """Why a delivery is about another repository than the project's; the first that is not teaches us the repository's id."""
-    if Provider(hook.provider) is Provider.GIT or (heard.ping and heard.repository_id is None):
+    if hook.provider is Provider.GIT or (heard.ping and heard.repository_id is None):
         return None
     if heard.repository_id is None:
         return "it names no repository"
-    if hook.repository_id is not None:
-        if heard.repository_id == hook.repository_id:
-            return None
-        return f"it is about the repository {heard.repository} ({heard.repository_id}), this webhook's is {hook.repository_id}"
-    project = session.get(Project, hook.project_name)
-    location = ProjectSettings.model_validate(project.settings).source.location if project is not None else None
-    if heard.clone_urls and location and _place(location) not in {_place(url) for url in heard.clone_urls}:
-        return f"it is about the repository {heard.repository}, and the project's source is {location}"
-    hook.repository_id = heard.repository_id
-    return None
+    known = hook.repository_id
+    if known is None:
+        row = session.get(Webhook, hook.id, with_for_update=True)
+        project = session.get(Project, hook.project)
+        if row is None or project is None:
+            raise _no_hook()
+        location = ProjectSettings.model_validate(project.settings).source.location or ""
+        if row.repository_id is None and heard.clone_urls and _place(location) not in {_place(url) for url in heard.clone_urls}:
+            return f"it is about the repository {heard.repository}, and the project's source is {location}"
+        row.repository_id = known = row.repository_id or heard.repository_id
+    if heard.repository_id == known:
+        return None
+    return f"it is about the repository {heard.repository} ({heard.repository_id}), this webhook's is {known}"
 
 
 def _place(url: str) -> str:

@@ -36,6 +36,7 @@ class Origin:
 
 def enqueue(session: Session, project: Project, wanted: BuildSettings, origin: Origin) -> Build:
     """A new build of `project`, whose row is locked in this session, with the next number. Raises InvalidInput for its fleet."""
+    fleet = _fleet(wanted)  # whatever is wrong is found before anything is changed
     now: int = session.execute(sa.select(now_ms())).scalar_one()
     project.last_build_number += 1
     build = Build(
@@ -44,7 +45,7 @@ def enqueue(session: Session, project: Project, wanted: BuildSettings, origin: O
         number=project.last_build_number,
         settings=wanted.model_dump(mode="json", by_alias=True, exclude_none=True),
         initiator=origin.initiator,
-        fleet=_fleet(wanted),
+        fleet=fleet,
         level=origin.level,
         priority=origin.priority,
         rank=-1000 * origin.level - origin.priority,
@@ -65,7 +66,7 @@ def enqueue(session: Session, project: Project, wanted: BuildSettings, origin: O
     )
     session.add(build)
     session.flush()
-    put_bell(session, build)
+    put_bell(session, build, at_ms=now)
     return build
 
 
@@ -74,9 +75,10 @@ def bell_key(build_id: str, attempt_no: int) -> str:
     return f"bell/{build_id}/{attempt_no}"
 
 
-def put_bell(session: Session, build: Build) -> None:
-    """Leave word that `build` waits, to be told to its fleet after the commit, or when it may start."""
-    at_ms: int = session.execute(sa.select(now_ms())).scalar_one()
+def put_bell(session: Session, build: Build, *, at_ms: int | None = None) -> None:
+    """Leave word that `build` waits, to be told to its fleet after the commit, or when it may start. `at_ms` is now."""
+    if at_ms is None:
+        at_ms = session.execute(sa.select(now_ms())).scalar_one()
     session.add(
         Outbox(
             kind="bell",

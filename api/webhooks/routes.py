@@ -13,9 +13,8 @@ from api.webhooks import bitbucket, generic, github, gitlab, signatures
 from api.webhooks.payload import Payload, parse
 from millrace.errors import NotFound
 from millrace.webhook import Heard, Provider
-from scheduler import dispatch, hooks
+from scheduler import hooks
 from scheduler.hooks import Outcome, Result
-from scheduler.secrets import keys_of
 
 blueprint = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 MAX_BYTES: Final = 25 * 1024**2
@@ -39,7 +38,7 @@ def receive(provider: str, ident: str) -> tuple[Response, int]:
     context = here()
     if provider not in list(Provider):
         raise NotFound("there is no webhook of this address", hint=f"Known are {', '.join(Provider)}.")
-    hook = hooks.open_hook(context.db, keys_of(context.settings), Provider(provider), ident)
+    hook = context.hooks.get(Provider(provider), ident)
     request.max_content_length = MAX_BYTES
     body = request.get_data(cache=False)
     signatures.check(Provider(provider), request.headers, body, hook.secrets)
@@ -55,7 +54,7 @@ def receive(provider: str, ident: str) -> tuple[Response, int]:
     )
     for one in results:
         if one.build_id is not None and one.fleet is not None:
-            dispatch.ring_now(context.db, context.bell, one.build_id, one.fleet)
+            context.ringer.ring(one.build_id, one.fleet)
     answer = jsonify({"events": [rendered(one) for one in results]})
     answer.headers["Millrace-Outcome"] = "; ".join(f"{one.outcome}: {_header(one.why)}" for one in results[:5])
     return answer, _status({one.outcome for one in results})

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.benchmarks import caches, checkout, claims, lines, logpath, parser, report, starts
+from tests.benchmarks import caches, checkout, claims, hooks, lines, logpath, parser, report, starts
 from tests.benchmarks.samples import Part, Sample, Scale
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -30,6 +30,7 @@ PARTS: Final[dict[str, Part]] = {
     "output": logpath.samples,
     "lines": lines.samples,
     "claims": claims.samples,
+    "hooks": hooks.samples,
     "parser": parser.samples,
 }
 _COLUMNS: Final = ("part", "what", "who", "at", "value", "unit")

@@ -12,12 +12,12 @@ import pytest
 import sqlalchemy as sa
 
 from millrace.settings import Settings
-from scheduler import db, dispatch
+from scheduler import db, dispatch, leases
 from scheduler.db import Database, now_ms
 from scheduler.dispatch import Bell
 from scheduler.models import Build, Outbox
 from tests.support import redis
-from tests.support.records import a_build, a_project
+from tests.support.records import a_build, a_claim_request, a_project
 from tests.support.redis import RedisServer
 
 pytestmark = pytest.mark.redis
@@ -128,6 +128,25 @@ def test_threads_may_share_a_bell(own_redis: RedisServer) -> None:
     for thread in threads:
         thread.join()
     assert (rang.count(True), len(messages(own_redis))) == (200, 200)
+
+
+def test_a_ringer_notes_every_build_and_wakes_no_more_workers_than_there_are(
+    database: Database, settings: Settings, own_redis: RedisServer
+) -> None:
+    a_project(database)
+    builds = [a_build(database, settings) for _ in range(50)]
+    for worker in ("w1", "w2"):
+        leases.claim(database, a_claim_request(worker, free_slots=0), settings)
+    ringer = dispatch.Ringer(database, Bell(own_redis.url))
+    for build in builds:  # while the first is rung for
+        ringer.ring(build, "default")
+    ringer.join()
+    assert unsent(database) == 0
+    assert 2 <= len(messages(own_redis)) < 50
+    deaf = dispatch.Ringer(database, Bell("redis://127.0.0.1:1/0"))
+    deaf.ring(a_build(database, settings), "default")
+    deaf.join()
+    assert unsent(database) == 1
 
 
 def test_messages_that_nobody_reads_do_not_pile_up(database: Database, settings: Settings, own_redis: RedisServer) -> None:
