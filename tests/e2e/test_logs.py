@@ -2,11 +2,12 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from millrace.ids import log_key
-from tests.support.farm import Farm, wait_until
+from tests.support.farm import Farm, children_of, wait_until
 
 pytestmark = pytest.mark.docker
 
@@ -43,3 +44,17 @@ def test_a_log_is_proved_and_that_of_a_killed_attempt_is_a_prefix_with_one_line_
     assert farm.cli("logs", build, "--attempt", "1").stdout == first
     assert farm.cli("logs", build, "--attempt", "3").stderr.startswith("error: build")
     assert farm.cli("logs", build, "--verify", "--follow").returncode == 1
+
+
+def test_a_build_that_prints_a_lot_takes_little_memory_and_every_byte_is_there(farm: Farm) -> None:
+    """A hundred million bytes that hardly get smaller, and one line of as many again."""
+    command = "head -c 75000000 /dev/urandom | base64; head -c 100000000 /dev/zero | tr '\\0' x; sleep 300"
+    build = farm.build([command], project="logs", artifacts={"type": "NO_ARTIFACTS"})
+    wait_until(lambda: farm.client.log_footer(build)["stored"]["bytes"] > 201_000_000, 60)
+    for pid in (farm.attempt_pid(build), *children_of(farm.pid_of("millrace.cli api"))):
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert int(status.partition("VmHWM:")[2].split()[0]) < 200 * 1024, status
+    farm.client.post(f"/v1/builds/{build}/stop")
+    assert farm.ended(build)["buildStatus"] == "STOPPED"
+    proof = farm.cli("logs", build, "--verify")
+    assert (proof.returncode, proof.stdout.startswith("whole: 201")) == (0, True), proof
