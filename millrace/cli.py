@@ -7,7 +7,7 @@ import click
 
 from millrace import __version__, failpoints
 from millrace import log as logging
-from millrace.commands import backup, builds, farm, fleets, fsck, lint, secrets, webhooks
+from millrace.commands import backup, builds, caches, farm, fleets, fsck, lint, secrets, webhooks
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
@@ -47,6 +47,7 @@ for verb in (
     farm.config,
     farm.project,
     farm.token,
+    caches.cache,
     secrets.secret,
     webhooks.webhook,
     farm.migrate,

@@ -55,9 +55,10 @@ class Client:
         answer: dict[str, Any] = self._send("PUT", path, json=body).json()
         return answer
 
-    def delete(self, path: str) -> None:
-        """Delete what is at `path`."""
-        self._send("DELETE", path)
+    def delete(self, path: str) -> Any:
+        """Delete what is at `path`; what is answered, None for nothing."""
+        answer = self._send("DELETE", path)
+        return answer.json() if answer.content else None
 
     def upload(self, body: BinaryIO, size_bytes: int, sha256: str) -> str:
         """Send a packed source; its location for `sourceLocationOverride`."""

@@ -34,6 +34,8 @@ COMMITS: Final = (
     "attempts.settings_of",
     "attempts.store_log",
     "caches.drop",
+    "caches.make_room",
+    "caches.remove",
     "dispatch._note",
     "dispatch._note_rung",
     "fleets._write",

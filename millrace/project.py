@@ -189,7 +189,7 @@ class ProjectCache(_Checked):
     type: Literal["NO_CACHE", "S3", "LOCAL"] = "NO_CACHE"
     location: Text | None = None
     modes: tuple[Literal["LOCAL_DOCKER_LAYER_CACHE", "LOCAL_SOURCE_CACHE", "LOCAL_CUSTOM_CACHE"], ...] | None = None
-    cache_namespace: Text | None = None
+    cache_namespace: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = None
 
 
 class RegistryCredential(_Checked):
@@ -408,6 +408,13 @@ class BuildSettings(_Sources):
     """What git checks out of the primary source, whatever `source_version` has come to mean: the commit of the build retried, or
     of the push or pull request."""
     webhook: WebhookCause | None = None
+
+    @property
+    def fork(self) -> str | None:
+        """Where an untrusted build comes from: its caches are for builds from there alone. None: it is trusted."""
+        if self.webhook is None or not self.webhook.from_fork:
+            return None
+        return f"pr/{self.webhook.pull_request}"
 
 
 class BuildOverrides(_Checked):

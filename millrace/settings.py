@@ -140,6 +140,9 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, description="Unpacked layers of caches that a worker keeps, in bytes; 0: caches are copied, not mounted."),
     ] = 20 * 1024**3
+    cache_store_bytes: Annotated[
+        int, Field(ge=0, description="Caches kept in the object store, in bytes; those not used for longest make room.")
+    ] = 100 * 1024**3
     min_free_bytes: Annotated[int, Field(ge=0, description="Free disk below which a worker claims nothing.")] = 2 * 1024**3
     min_free_inodes_percent: Annotated[
         float, Field(ge=0, le=100, description="Share of free inodes, in percent, below which a worker claims nothing.")

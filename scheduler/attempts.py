@@ -116,8 +116,8 @@ def find_cache(db: Database, build_id: str, attempt_no: int, token_hash: str, qu
     """The cache that answers to a build's attempt. Raises AttemptFenced."""
 
     def work(session: Session) -> caches.Found | None:
-        build, _attempt = held(session, build_id, attempt_no, token_hash)
-        return caches.find(session, build, query)
+        build, attempt = held(session, build_id, attempt_no, token_hash)
+        return caches.find(session, build, attempt, query)
 
     return db.run(work)
 

@@ -2,24 +2,33 @@
 
 A cache belongs to a namespace, its project's or the one that its `cacheNamespace` names, and to the paths that it was made of.
 It has a layer of its own, and may lie on those of another cache: a layer is removed when no cache needs it any more.
+A build from a fork finds the caches of its namespace, and keeps its own where no trusted build looks.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from millrace.contract import CacheQuery, CacheReport, FinishReport
-from millrace.errors import InvalidInput
+from millrace.errors import InvalidInput, NotFound
 from millrace.ids import cache_prefix
+from millrace.log import get_logger
 from millrace.project import BuildSettings
 from millrace.storage import Store
 from scheduler.db import Database, now_ms
 from scheduler.models import Attempt, Build, CacheEntry, CacheLayerBelow, Project
 
+log = get_logger(__name__)
 _SETTLES_MS: Final = 3_600_000
 """How long a replaced cache stays for those who are fetching it."""
+_LOOKUPS: Final = 10
+"""How many an attempt keeps."""
+_FORK: Final = "\x1f"
+"""Between a namespace and where an untrusted build comes from; no `cacheNamespace` has it in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +55,51 @@ class Found:
     below: tuple[Layer, ...] = ()
 
 
-def find(session: Session, build: Build, query: CacheQuery) -> Found | None:
-    """The cache of the first key, else the newest that begins with the next, and so on."""
-    mine = sa.select(CacheEntry).where(
-        CacheEntry.namespace == _namespace(session, build), CacheEntry.version == query.version, CacheEntry.replaced_ms == 0
+def find(session: Session, build: Build, attempt: Attempt, query: CacheQuery) -> Found | None:
+    """The cache of the first key, else the newest that begins with the next, and so on. The attempt keeps what was asked for."""
+    now: int = session.execute(sa.select(now_ms())).scalar_one()
+    row, exact, why = _answer(session, _namespaces(session, build), query)
+    asked = {"keys": [*query.keys], "version": query.version, "layered": query.layered, "at": now, "why": why}
+    if row is None:
+        attempt.cache_lookups = [*(attempt.cache_lookups or ()), asked][-_LOOKUPS:]
+        return None
+    row.used_ms = now
+    below = _below(session, row)
+    size = row.size_bytes + sum(layer.size_bytes for layer in below)
+    hit = {"key": row.key, "exact": exact, "build": row.build_id, "layers": len(below) + 1, "sizeBytes": size}
+    attempt.cache_lookups = [*(attempt.cache_lookups or ()), {**asked, "found": hit}][-_LOOKUPS:]
+    return Found(
+        key=row.key,
+        exact=exact,
+        object_key=row.object_key,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        build_id=row.build_id,
+        below=below,
     )
-    if not query.layered:
-        mine = mine.where(~sa.exists().where(CacheLayerBelow.entry_id == CacheEntry.id))
+
+
+def _answer(session: Session, namespaces: tuple[str, ...], query: CacheQuery) -> tuple[CacheEntry | None, bool, str]:
+    """The cache, whether its key is the first one, and why it is that, or none."""
+    here = sa.select(CacheEntry).where(CacheEntry.namespace.in_(namespaces), CacheEntry.replaced_ms == 0)
+    mine = here.where(CacheEntry.version == query.version)
+    fit = mine if query.layered else mine.where(~sa.exists().where(CacheLayerBelow.entry_id == CacheEntry.id))
+    own_first = sa.case((CacheEntry.namespace == namespaces[0], 0), else_=1)
+    newest = (CacheEntry.created_ms.desc(), CacheEntry.id.desc())
     for number, key in enumerate(query.keys):
-        fits = CacheEntry.key == key if number == 0 else CacheEntry.key.startswith(key, autoescape=True)
-        row = session.scalars(mine.where(fits).order_by(CacheEntry.created_ms.desc(), CacheEntry.id.desc()).limit(1)).first()
+        is_it = CacheEntry.key == key if number == 0 else CacheEntry.key.startswith(key, autoescape=True)
+        row = session.scalars(fit.where(is_it).order_by(own_first, *newest).limit(1)).first()
         if row is not None:
-            return Found(
-                key=row.key,
-                exact=number == 0,
-                object_key=row.object_key,
-                size_bytes=row.size_bytes,
-                sha256=row.sha256,
-                build_id=row.build_id,
-                below=_below(session, row),
+            said = (
+                "the last one that was saved" if not key else "its key is there" if number == 0 else f"the newest of {key!r}..."
             )
-    return None
+            return row, number == 0, said
+    if (other := session.scalars(mine.order_by(*newest).limit(3)).all()) and query.keys:
+        if fit is not mine and any(row.key == query.keys[0] for row in other):
+            return None, False, "it has several layers, and this worker copies caches"
+        return None, False, f"no key fits; the newest are {', '.join(repr(row.key) for row in other)}"
+    count = session.scalar(sa.select(sa.func.count()).select_from(here.subquery())) or 0
+    return None, False, f"none of {count} caches was made of these paths" if count else "there is no cache yet"
 
 
 def _below(session: Session, row: CacheEntry) -> tuple[Layer, ...]:
@@ -102,9 +135,10 @@ def check(build_id: str, attempt_no: int, report: FinishReport) -> None:
 def keep(session: Session, build: Build, report: FinishReport) -> None:
     """Make the caches of a report known, in its commit. A key that is taken stays; what has no key takes the last one's place."""
     now: int = session.execute(sa.select(now_ms())).scalar_one()
-    namespace = _namespace(session, build) if report.caches else ""
+    namespaces = _namespaces(session, build) if report.caches else ("",)
+    namespace = namespaces[0]
     for item in report.caches:
-        below = _standing(session, namespace, item, now)
+        below = _standing(session, namespaces, item, now)
         if below is None:
             continue  # what it lies on is going: the next build makes it whole
         if not item.key:
@@ -122,6 +156,7 @@ def keep(session: Session, build: Build, report: FinishReport) -> None:
                     attempt_no=build.attempt_no,
                     created_ms=now,
                     replaced_ms=0,
+                    used_ms=now,
                     **item.model_dump(exclude={"base"}),
                 )
                 session.add(entry)
@@ -131,13 +166,13 @@ def keep(session: Session, build: Build, report: FinishReport) -> None:
             continue  # another build was faster: its cache stands
 
 
-def _standing(session: Session, namespace: str, item: CacheReport, now: int) -> tuple[Layer, ...] | None:
+def _standing(session: Session, namespaces: tuple[str, ...], item: CacheReport, now: int) -> tuple[Layer, ...] | None:
     """The layers that a new cache lies on; None where they may be removed before long."""
     if item.base is None:
         return ()
     base = session.scalars(
         sa.select(CacheEntry)
-        .where(CacheEntry.namespace == namespace, CacheEntry.version == item.version, CacheEntry.object_key == item.base)
+        .where(CacheEntry.namespace.in_(namespaces), CacheEntry.version == item.version, CacheEntry.object_key == item.base)
         .where(sa.or_(CacheEntry.replaced_ms == 0, CacheEntry.replaced_ms > now - _SETTLES_MS // 2))
         .with_for_update()
     ).first()
@@ -179,8 +214,158 @@ def drop(db: Database, store: Store, bucket: str, entry_id: int) -> None:
     db.run(work)
 
 
-def _namespace(session: Session, build: Build) -> str:
-    shared = BuildSettings.model_validate(build.settings).cache.cache_namespace
+def make_room(db: Database, most_bytes: int) -> int:
+    """Take away what was not used for longest, until the layers of all others have at most so many bytes; how many caches.
+
+    They are found no more from now on; `drop_replaced` removes what lies in the store.
+    """
+
+    def work(session: Session) -> int:
+        rows = session.scalars(
+            sa.select(CacheEntry).where(CacheEntry.replaced_ms == 0).order_by(_last_used(), CacheEntry.id).with_for_update()
+        ).all()
+        layers: dict[int, dict[str, int]] = {row.id: {row.object_key: row.size_bytes} for row in rows}
+        for below in session.scalars(sa.select(CacheLayerBelow).where(CacheLayerBelow.entry_id.in_(layers))):
+            layers[below.entry_id][below.object_key] = below.size_bytes
+        needed = Counter(key for keys in layers.values() for key in keys)
+        left = sum({key: size for keys in layers.values() for key, size in keys.items()}.values())
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        gone = 0
+        for row in rows:
+            if left <= most_bytes:
+                break
+            row.replaced_ms = now + gone  # unlike another's of the same key
+            gone += 1
+            for key, size in layers[row.id].items():
+                needed[key] -= 1
+                left -= size if not needed[key] else 0
+        return gone
+
+    with db.reading() as session:
+        own = sa.select(CacheEntry.object_key, CacheEntry.size_bytes).where(CacheEntry.replaced_ms == 0)
+        under = (
+            sa.select(CacheLayerBelow.object_key, CacheLayerBelow.size_bytes)
+            .join(CacheEntry, CacheEntry.id == CacheLayerBelow.entry_id)
+            .where(CacheEntry.replaced_ms == 0)
+        )
+        held = session.scalar(sa.select(sa.func.sum(sa.union(own, under).subquery().c.size_bytes))) or 0
+    if held <= most_bytes:
+        return 0
+    gone = db.run(work)
+    log.info("caches.made_room", caches=gone, held_bytes=int(held), most_bytes=most_bytes)
+    return gone
+
+
+def _last_used() -> sa.ColumnElement[int]:
+    return sa.case((CacheEntry.used_ms > CacheEntry.created_ms, CacheEntry.used_ms), else_=CacheEntry.created_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRecord:
+    """A cache as it is listed. `project` None: projects share it, by the name `shared`. `fork`: only builds from there find it.
+
+    `size_bytes` is that of all its layers, `own_bytes` that of the one that is its own, in the object store.
+    """
+
+    project: str | None
+    shared: str | None
+    fork: str | None
+    key: str
+    version: str
+    layers: int
+    size_bytes: int
+    own_bytes: int
+    build_id: str
+    created_ms: int
+    used_ms: int
+
+
+def find_all(
+    db: Database, *, project: str | None, shared: str | None = None, limit: int, before: int | None
+) -> tuple[list[CacheRecord], int | None]:
+    """The caches of a project, of those who share a name, or all, the newest first; and where the next page begins."""
+    with db.reading() as session:
+        query = sa.select(CacheEntry).where(CacheEntry.replaced_ms == 0)
+        if project is not None or shared is not None:
+            query = query.where(_within(_home(session, project, shared)))
+        if before is not None:
+            query = query.where(CacheEntry.id < before)
+        rows = session.scalars(query.order_by(CacheEntry.id.desc()).limit(limit + 1)).all()
+        names = {uuid: name for name, uuid in session.execute(sa.select(Project.name, Project.uuid))}
+        return [_record(session, row, names) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
+
+
+def of_build(db: Database, build_id: str) -> tuple[list[dict[str, Any]], list[CacheRecord]]:
+    """What the attempts of a build asked for, each with its number as `attempt`; and the caches that it saved."""
+    with db.reading() as session:
+        asked = session.execute(
+            sa.select(Attempt.attempt_no, Attempt.cache_lookups).where(Attempt.build_id == build_id).order_by(Attempt.attempt_no)
+        )
+        lookups = [{"attempt": number, **one} for number, several in asked for one in several or ()]
+        rows = session.scalars(sa.select(CacheEntry).where(CacheEntry.build_id == build_id, CacheEntry.replaced_ms == 0)).all()
+        names = {uuid: name for name, uuid in session.execute(sa.select(Project.name, Project.uuid))}
+        return lookups, [_record(session, row, names) for row in rows]
+
+
+def remove(db: Database, *, project: str | None, shared: str | None = None, key: str | None) -> int:
+    """Take away the caches of a project, or of those who share a name, or only those of `key`; how many there were.
+
+    Builds that are fetching one now can; `drop_replaced` removes it an hour later. Raises NotFound for an unknown project.
+    """
+
+    def work(session: Session) -> int:
+        query = sa.select(CacheEntry).where(CacheEntry.replaced_ms == 0, _within(_home(session, project, shared)))
+        rows = session.scalars((query if key is None else query.where(CacheEntry.key == key)).with_for_update()).all()
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        for row in rows:
+            row.replaced_ms = now
+        return len(rows)
+
+    gone = db.run(work)
+    log.info("caches.removed", project=project, shared=shared, caches=gone)
+    return gone
+
+
+def _record(session: Session, row: CacheEntry, names: Mapping[str, str]) -> CacheRecord:
+    home, _, fork = row.namespace.partition(_FORK)
+    kind, _, name = home.partition("/")
+    below = _below(session, row)
+    return CacheRecord(
+        project=names.get(name, f"({name})") if kind == "project" else None,
+        shared=name if kind == "shared" else None,
+        fork=fork or None,
+        key=row.key,
+        version=row.version,
+        layers=len(below) + 1,
+        size_bytes=row.size_bytes + sum(layer.size_bytes for layer in below),
+        own_bytes=row.size_bytes,
+        build_id=row.build_id,
+        created_ms=row.created_ms,
+        used_ms=max(row.used_ms, row.created_ms),
+    )
+
+
+def _home(session: Session, project: str | None, shared: str | None) -> str:
+    """Where a project's caches are, or those of several."""
     if shared:
         return f"shared/{shared}"
-    return f"project/{session.execute(sa.select(Project.uuid).where(Project.name == build.project_name)).scalar_one()}"
+    uuid = session.scalar(sa.select(Project.uuid).where(Project.name == project))
+    if uuid is None:
+        raise NotFound(f"there is no project {project!r}", hint="GET /v1/projects lists them.")
+    return f"project/{uuid}"
+
+
+def _within(home: str) -> sa.ColumnElement[bool]:
+    return sa.or_(CacheEntry.namespace == home, CacheEntry.namespace.startswith(f"{home}{_FORK}", autoescape=True))
+
+
+def is_trusted(namespace: str) -> bool:
+    """Whether builds that come from no fork look there."""
+    return _FORK not in namespace
+
+
+def _namespaces(session: Session, build: Build) -> tuple[str, ...]:
+    """Where a build keeps its caches; and where else it looks."""
+    wanted = BuildSettings.model_validate(build.settings)
+    home = _home(session, build.project_name, wanted.cache.cache_namespace)
+    return (home,) if wanted.fork is None else (f"{home}{_FORK}{wanted.fork}", home)

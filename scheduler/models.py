@@ -180,6 +180,7 @@ class Attempt(Base):
     log_root: Mapped[str | None] = mapped_column(sa.String(64))
     log_footer: Mapped[dict[str, Any] | None] = mapped_column(Json)
     swept: Mapped[bool] = mapped_column(default=False)
+    cache_lookups: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     __table_args__ = (
         sa.Index("ix_attempts_log_here", "ended_ms", sqlite_where=_LOG_HERE, postgresql_where=_LOG_HERE),
         sa.Index("ix_attempts_unswept", "ended_ms", sqlite_where=sa.text("swept = 0"), postgresql_where=sa.text("swept = false")),
@@ -262,7 +263,10 @@ class Artifact(Base):
 
 
 class CacheEntry(Base):
-    """A cache that a winning attempt made. One with a key is never replaced; one without has `replaced_ms` when the next came."""
+    """A cache that a winning attempt made. One with a key is never replaced; one without has `replaced_ms` when the next came.
+
+    `replaced_ms` is also set where it was removed, or had to make room. `used_ms`: when it answered a build, at last.
+    """
 
     __tablename__ = "cache_entries"
     id: Mapped[int] = mapped_column(_AUTO, primary_key=True, autoincrement=True)
@@ -276,6 +280,7 @@ class CacheEntry(Base):
     attempt_no: Mapped[int]
     created_ms: Mapped[int] = mapped_column(Ms)
     replaced_ms: Mapped[int] = mapped_column(Ms, default=0)
+    used_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
     __table_args__ = (
         sa.UniqueConstraint("namespace", "version", "key", "replaced_ms"),
         sa.Index("ix_cache_entries_build", "build_id", "attempt_no"),

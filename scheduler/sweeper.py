@@ -108,6 +108,7 @@ class Sweeper:
             "store",
             self._put_logs_away,
             self._drop_losers,
+            lambda: caches.make_room(self._db, self._settings.cache_store_bytes),
             lambda: caches.drop_replaced(self._db, self._store, self._settings.bucket),
         )
         tending.join(_STORE_S)

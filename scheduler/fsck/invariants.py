@@ -170,8 +170,8 @@ INVARIANTS: Final[Sequence[Invariant]] = (
     Invariant(
         number=18,
         name="Untrusted builds write no trusted cache",
-        how="trust levels are not built yet",
-        not_built=True,
+        how="no cache that trusted builds find was saved by a build from a fork, nor lies on a layer that one made",
+        check=records.no_fork_in_a_trusted_cache,
     ),
     Invariant(number=19, name="Provenance is true", how="provenance is not built yet", not_built=True),
     Invariant(

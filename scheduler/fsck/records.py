@@ -5,12 +5,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
+from millrace.project import BuildSettings
 from millrace.vocabulary import BuildState, Reason
-from scheduler import guard
+from scheduler import caches, guard
 from scheduler.db import now_ms
 from scheduler.fsck.terms import HELD_NAMES, QUEUED, TERMINAL_NAMES, Fault, Said, Scope, said
 from scheduler.leases import DEADLINE_GRACE_MS, STOP_GRACE_MS
-from scheduler.models import Artifact, Attempt, Build, CacheEntry, Event, Fleet, Phase, Project, Worker
+from scheduler.models import Artifact, Attempt, Build, CacheEntry, CacheLayerBelow, Event, Fleet, Phase, Project, Worker
 from scheduler.states import TRANSITIONS
 
 _HAS_RESULTS: Final = tuple(state.value for state in (BuildState.SUCCEEDED, BuildState.FAILED, BuildState.TIMED_OUT))
@@ -364,3 +365,28 @@ def in_order_of_time(scope: Scope) -> Said:
         if row.last_at_ms is not None and row.at_ms < row.last_at_ms
     ]
     return said(_count(scope), faults)
+
+
+def no_fork_in_a_trusted_cache(scope: Scope) -> Said:
+    """Invariant 18."""
+    with scope.db.reading() as session:
+        mine = session.execute(
+            sa.select(CacheEntry.namespace, CacheEntry.object_key, Build.id, Build.settings).join(
+                Build, Build.id == CacheEntry.build_id
+            )
+        ).all()
+        under = session.execute(
+            sa.select(CacheEntry.namespace, CacheLayerBelow.object_key, Build.id, Build.settings)
+            .join(CacheEntry, CacheEntry.id == CacheLayerBelow.entry_id)
+            .join(Build, Build.id == CacheLayerBelow.build_id)
+        ).all()
+    faults = [
+        Fault(
+            what=f"{key} was made by {build}, which comes from a fork, and trusted builds find it",
+            ids=(build,),
+            hint="Take it away: millrace cache rm.",
+        )
+        for namespace, key, build, settings in (*mine, *under)
+        if caches.is_trusted(namespace) and BuildSettings.model_validate(settings).fork is not None
+    ]
+    return said(f"{len(mine)} caches", faults)

@@ -17,7 +17,17 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from api.auth import Scope
-from millrace.contract import LOG_OFFSET_HEADER, LOG_SHA256_HEADER, Claim, FinishReport, LogFooter, PhaseReport
+from millrace.contract import (
+    LOG_OFFSET_HEADER,
+    LOG_SHA256_HEADER,
+    CacheQuery,
+    CacheReport,
+    Claim,
+    FinishReport,
+    LogFooter,
+    PhaseReport,
+)
+from millrace.ids import cache_prefix
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import PhaseType, Reason, StatusType, TokenScope, Verdict
@@ -655,3 +665,39 @@ def test_who_follows_is_told_at_once_that_a_log_is_at_its_limit_and_later_what_i
     assert "event: end" in rest[1] and '"logComplete": false' in rest[1]
     again = api.send("GET", f"/v1/builds/{build}/logs", headers={"Accept": "text/event-stream", "Last-Event-ID": "1:10:full"})
     assert "event: gap" in again.get_data(as_text=True)
+
+
+# Caches
+
+
+def test_caches_are_listed_explained_and_taken_away(api: Api, store: DirectoryStore, settings: Settings) -> None:
+    build = api.ok("POST", "/v1/builds", json={"projectName": "demo"})["id"]
+    claim = api.claim()
+    asked = api.attempt(claim, "grant/cache", CacheQuery(version="a" * 64, keys=("k",)))
+    assert asked.status_code == 204
+    store.put(settings.bucket, cache_prefix(build, 1) + "c", io.BytesIO(b"123456789"))
+    item = CacheReport(key="k", version="a" * 64, object_key=cache_prefix(build, 1) + "c", size_bytes=9, sha256="0" * 64)
+    assert api.attempt(claim, "finish", a_report(caches=(item,))).status_code == 200
+    (shown,) = api.ok("GET", "/v1/caches?project=demo")["caches"]
+    assert (shown["project"], shown["key"], shown["layers"], shown["sizeBytes"], shown["buildId"]) == ("demo", "k", 1, 9, build)
+    told = api.ok("GET", f"/v1/builds/{build}/caches")
+    assert told["lookups"][0]["why"] == "there is no cache yet"
+    assert told["saved"][0]["key"] == "k"
+    for path, status, words in (
+        ("/v1/caches?proyect=demo", 400, "did you mean project?"),
+        ("/v1/caches?project=nobody", 404, "there is no project"),
+        ("/v1/caches?project=demo&namespace=x", 400, "both given"),
+        ("/v1/caches?cursor=x", 400, "not a whole number"),
+        ("/v1/builds/demo:nothing/caches", 404, "no build"),
+    ):
+        answer = api.send("GET", path)
+        assert (answer.status_code, words in answer.get_data(as_text=True)) == (status, True), path
+    assert api.send("DELETE", "/v1/caches").status_code == 400
+    api.ok("POST", "/v1/projects", json=a_project_json("other"))
+    theirs = tokens.create(api.db, "theirs", TokenScope.PROJECT, project="other")
+    assert api.send("GET", "/v1/caches?project=demo", token=theirs).status_code == 404
+    assert api.send("DELETE", "/v1/caches?namespace=team", token=theirs).status_code == 403
+    assert api.ok("GET", "/v1/caches", token=theirs) == {"caches": []}
+    assert api.ok("DELETE", "/v1/caches?project=demo&key=k") == {"removed": 1}
+    assert api.ok("DELETE", "/v1/caches?project=demo") == {"removed": 0}
+    assert api.ok("GET", "/v1/caches") == {"caches": []}

@@ -6,14 +6,17 @@ import pytest
 import sqlalchemy as sa
 
 from millrace.contract import CacheQuery, CacheReport
-from millrace.errors import AttemptFenced, InvalidInput
+from millrace.errors import AttemptFenced, InvalidInput, NotFound
 from millrace.ids import cache_prefix
+from millrace.project import BuildOverrides, WebhookCause
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import Reason, Verdict
-from scheduler import attempts, caches, lifecycle
+from scheduler import attempts, caches, intake, lifecycle
 from scheduler.db import Database
 from scheduler.dispatch import Bell
+from scheduler.fsck import invariants
+from scheduler.fsck.terms import Scope, Standing
 from scheduler.leases import hash_token
 from scheduler.models import Attempt, CacheEntry
 from scheduler.sweeper import Sweeper
@@ -173,3 +176,124 @@ def test_what_lies_on_a_cache_that_is_going_is_not_kept(database: Database, sett
     layered(database, settings, "", one)
     layered(database, settings, "", "demo:00000000-0000-4000-8000-000000000000")
     assert stack(database, settings) == [two]
+
+
+def sized(db: Database, settings: Settings, key: str, size: int, *, project: str = "demo", pr: int | None = None) -> str:
+    """A build that keeps a cache of so many bytes, perhaps one from a fork; its id."""
+    build_id = from_fork(db, settings, project, pr)
+    claim = a_claim(db, settings)
+    item = CacheReport(key=key, version=PATHS, object_key=cache_prefix(build_id, 1) + "c", size_bytes=size, sha256="0" * 64)
+    lifecycle.finish(db, build_id, 1, hash_token(claim.token), a_report(caches=(item,)))
+    return build_id
+
+
+def from_fork(db: Database, settings: Settings, project: str, pr: int | None) -> str:
+    """A queued build; of a pull request from a fork where that has a number."""
+    cause = WebhookCause(provider="github", event="PULL_REQUEST_CREATED", trigger=f"pr/{pr}", pull_request=pr, from_fork=True)
+    request = intake.BuildRequest(
+        overrides=BuildOverrides(project_name=project), initiator="tests", cause=None if pr is None else cause, by_admin=True
+    )
+    return intake.submit(db, request, settings).build_id
+
+
+def asked(db: Database, settings: Settings, *keys: str, pr: int | None = None) -> str | None:
+    """Which build's cache a build finds."""
+    build_id = from_fork(db, settings, "demo", pr)
+    claim = a_claim(db, settings)
+    hit = attempts.find_cache(db, build_id, 1, hash_token(claim.token), CacheQuery(version=PATHS, keys=keys))
+    lifecycle.finish(db, build_id, 1, hash_token(claim.token), a_report())
+    return hit.build_id if hit else None
+
+
+def test_a_fork_reads_the_trusted_caches_and_nobody_else_finds_its_own(database: Database, settings: Settings) -> None:
+    a_project(database)
+    trusted = sized(database, settings, "k", 1)
+    assert asked(database, settings, "k", pr=7) == trusted
+    poisoned, planted = sized(database, settings, "k", 1, pr=7), sized(database, settings, "other", 1, pr=7)
+    assert asked(database, settings, "k", pr=7) == poisoned, "its own goes first"
+    assert asked(database, settings, "k") == trusted
+    assert asked(database, settings, "other") is None
+    assert asked(database, settings, "other", pr=8) is None
+    assert asked(database, settings, "other", pr=7) == planted
+    scope = Scope(db=database, settings=settings)
+    assert [one.standing for one in invariants.check(scope, [18])] == [Standing.OK]
+    with database.transaction() as session:
+        home = session.scalars(sa.select(CacheEntry.namespace).where(CacheEntry.build_id == trusted)).one()
+        session.execute(sa.update(CacheEntry).where(CacheEntry.build_id == planted).values(namespace=home))
+    (found,) = invariants.check(scope, [18])
+    assert found.standing is Standing.VIOLATED
+    assert planted in found.faults[0].what
+
+
+def test_what_was_not_used_for_longest_makes_room_but_for_layers_that_others_need(
+    database: Database, settings: Settings, store: DirectoryStore
+) -> None:
+    a_project(database)
+    old, used, new = (sized(database, settings, key, 10) for key in ("old", "used", "new"))
+    with database.transaction() as session:
+        session.execute(sa.update(CacheEntry).values(used_ms=CacheEntry.used_ms - 5000, created_ms=CacheEntry.created_ms - 5000))
+    assert asked(database, settings, "used") == used
+    assert caches.make_room(database, 30) == 0
+    assert caches.make_room(database, 29) == 1
+    assert asked(database, settings, "old") is None
+    assert caches.make_room(database, 10) == 1
+    assert asked(database, settings, "new") is None
+    assert asked(database, settings, "used") == used
+    below = layered(database, settings, "", None)
+    on_top = layered(database, settings, "top", below)
+    keys = {name: cache_prefix(build, 1) + "c" for name, build in (("below", below), ("old", old), ("new", new))}
+    for key in keys.values():
+        store.put(settings.bucket, key, io.BytesIO(b"x"))
+    assert caches.make_room(database, 2) == 1, "two caches of one layer each, where the upper one needs both"
+    assert caches.remove(database, project="demo", key="") == 1
+    age(database)
+    caches.drop_replaced(database, store, settings.bucket)
+    assert {name for name, key in keys.items() if store.stat(settings.bucket, key)} == {"below"}
+    assert [one.build_id for one in caches.find_all(database, project="demo", limit=10, before=None)[0]] == [on_top]
+
+
+def test_what_a_build_asked_for_is_kept_with_why(database: Database, settings: Settings) -> None:
+    a_project(database)
+
+    def why(*keys: str, version: str = PATHS, can_layer: bool = True) -> str:
+        build_id = a_build(database, settings)
+        claim = a_claim(database, settings)
+        query = CacheQuery(version=version, keys=keys, layered=can_layer)
+        attempts.find_cache(database, build_id, 1, hash_token(claim.token), query)
+        lifecycle.finish(database, build_id, 1, hash_token(claim.token), a_report())
+        (one,), _saved = caches.of_build(database, build_id)
+        assert (one["attempt"], one["keys"], "found" in one) == (1, list(keys), not str(one["why"]).startswith(NONE))
+        return str(one["why"])
+
+    assert why("k") == "there is no cache yet"
+    sized(database, settings, "npm-1", 10)
+    assert why("npm-1") == "its key is there"
+    assert why("npm-2", "npm-") == "the newest of 'npm-'..."
+    assert why("npm-2", "pip-") == "no key fits; the newest are 'npm-1'"
+    assert why("npm-1", version=OTHER) == "none of 1 caches was made of these paths"
+    base = layered(database, settings, "", None)
+    layered(database, settings, "", base)
+    assert why("") == "the last one that was saved"
+    assert why("", can_layer=False) == "it has several layers, and this worker copies caches"
+
+
+NONE = ("there is no", "no key", "none of", "it has several")
+
+
+def test_caches_that_are_taken_away_are_found_no_more_and_their_bytes_go_later(
+    database: Database, settings: Settings, store: DirectoryStore
+) -> None:
+    for name in ("demo", "other"):
+        a_project(database, name)
+    one, two = (sized(database, settings, key, 10) for key in ("one", "two"))
+    theirs = sized(database, settings, "one", 10, project="other")
+    fork = sized(database, settings, "one", 10, pr=3)
+    assert caches.remove(database, project="demo", key="one") == 2
+    assert caches.remove(database, project="demo", key="one") == 0
+    assert asked(database, settings, "one") is None
+    assert asked(database, settings, "one", pr=3) is None
+    assert asked(database, settings, "two") == two
+    assert [record.build_id for record in caches.find_all(database, project=None, limit=10, before=None)[0]] == [theirs, two]
+    assert sized(database, settings, "one", 10) not in (one, fork), "a key that was taken away can be saved anew"
+    with pytest.raises(NotFound, match="there is no project 'nobody'"):
+        caches.remove(database, project="nobody", key=None)

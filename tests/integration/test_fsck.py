@@ -175,7 +175,6 @@ def test_a_well_farm_is_not_blamed(farm: Farm) -> None:
         unchecked = {one.number: one.standing for one in findings if one.standing is not Standing.OK}
         assert unchecked == {
             12: Standing.NOT_BUILT,
-            18: Standing.NOT_BUILT,
             19: Standing.NOT_BUILT,
             20: Standing.UNCHECKED,
         }

@@ -382,6 +382,20 @@ def _replaced(stage: Stage) -> None:
     wait_until(lambda: stage.look(sa.select(CacheEntry.id).where(CacheEntry.replaced_ms > 0)) == [], 60)
 
 
+def _crowded(stage: Stage) -> None:
+    stage.ended(stage.ask("copied"))
+    stage.arm()
+    assert stage.change(sa.update(CacheEntry).where(CacheEntry.replaced_ms == 0).values(size_bytes=2**40))
+    wait_until(lambda: stage.look(sa.select(CacheEntry.id).where(CacheEntry.replaced_ms == 0)) == [], 60)
+
+
+def _taken(stage: Stage) -> None:
+    stage.ended(stage.ask("copied"))
+    stage.arm()
+    again(lambda: stage.farm.client.delete("/v1/caches?project=copied"))
+    assert again(lambda: stage.farm.client.get("/v1/caches", project="copied"))["caches"] == []
+
+
 def _losers(stage: Stage) -> None:
     build = stage.ask("short")
     stage.ended(build)
@@ -396,6 +410,8 @@ def _losers(stage: Stage) -> None:
 
 STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.caches.drop": _replaced,
+    "commit.caches.make_room": _crowded,
+    "commit.caches.remove": _taken,
     "commit.dispatch._note": _lost,
     "commit.fleets._write": _fleet,
     "commit.hooks.create": _hook,
