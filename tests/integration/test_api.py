@@ -684,15 +684,15 @@ def test_caches_are_listed_explained_and_taken_away(api: Api, store: DirectorySt
     assert told["lookups"][0]["why"] == "there is no cache yet"
     assert told["saved"][0]["key"] == "k"
     for path, status, words in (
-        ("/v1/caches?proyect=demo", 400, "did you mean project?"),
+        ("/v1/caches?proyect=demo", 422, "did you mean project?"),
         ("/v1/caches?project=nobody", 404, "there is no project"),
-        ("/v1/caches?project=demo&namespace=x", 400, "both given"),
-        ("/v1/caches?cursor=x", 400, "not a whole number"),
+        ("/v1/caches?project=demo&namespace=x", 422, "both given"),
+        ("/v1/caches?cursor=x", 422, "not a whole number"),
         ("/v1/builds/demo:nothing/caches", 404, "no build"),
     ):
         answer = api.send("GET", path)
         assert (answer.status_code, words in answer.get_data(as_text=True)) == (status, True), path
-    assert api.send("DELETE", "/v1/caches").status_code == 400
+    assert api.send("DELETE", "/v1/caches").status_code == 422
     api.ok("POST", "/v1/projects", json=a_project_json("other"))
     theirs = tokens.create(api.db, "theirs", TokenScope.PROJECT, project="other")
     assert api.send("GET", "/v1/caches?project=demo", token=theirs).status_code == 404
