@@ -84,6 +84,7 @@ HOW: Final = """
 - In parallel: so many clients, each of which asks for its next build when the one before has ended. CPU and memory are those of
   the whole machine, the engine's and the containers' too; memory of what stands by is the PSS of its own processes.
 - Caches are measured as the worker handles them, without the way to the object store, which an archive would have to go, too.
+- The output of a build is lines of one letter, which compress better than most logs do.
 - p95 is given from 20 samples on, p99 from 30.
 """.strip()
 _BAR: Final = 22

@@ -35,13 +35,13 @@ def farm_on_engine(chaos: Chaos, *, live_restore: bool = False, **settings: str)
 
 
 @contextmanager
-def farm_behind_proxy(chaos: Chaos) -> Iterator[tuple[Farm, dockerd.Dockerd, Proxy]]:
+def farm_behind_proxy(chaos: Chaos, **settings: str) -> Iterator[tuple[Farm, dockerd.Dockerd, Proxy]]:
     """A farm whose worker speaks to an engine of its own through a proxy."""
     with (
         dockerd.running() as engine,
         tempfile.TemporaryDirectory(prefix="mr-") as folder,
         Proxy(engine.socket, Path(folder) / "d.sock", http=True, seed=chaos.seed) as link,
-        chaos.farm(MILLRACE_DOCKER_HOST=f"unix://{folder}/d.sock", MILLRACE_NETWORK="none") as farm,
+        chaos.farm(MILLRACE_DOCKER_HOST=f"unix://{folder}/d.sock", MILLRACE_NETWORK="none", **settings) as farm,
     ):
         yield farm, engine, link
 
@@ -143,7 +143,7 @@ def frozen(chaos: Chaos) -> None:
     target="0 orphans 90 s after",
 )
 def created_late(chaos: Chaos) -> None:
-    with farm_behind_proxy(chaos) as (farm, engine, link):
+    with farm_behind_proxy(chaos, MILLRACE_PARKED="0") as (farm, engine, link):  # so that a build waits for it
         link.rules = [Rule(match="^POST .*/containers/create", times=1, late_s=310)]
         one = build(chaos, farm, "echo began")
         wait_until(lambda: farm.show(one)["buildComplete"], 420)
