@@ -55,7 +55,7 @@ e2e: services ## Scenarios through a whole farm
 	$(PYTEST) tests/e2e
 
 test: check services ## Everything but the heavy suites; does all its set-up
-	$(PYTEST) tests/contract tests/integration tests/e2e -n 2 --dist loadfile --ignore tests/integration/test_images.py
+	scripts/in-memory $(PYTEST) tests/contract tests/integration tests/e2e -n 3 --dist loadfile --ignore tests/integration/test_images.py
 	$(PYTEST) tests/integration/test_images.py
 
 demo: setup ## Set up, start a farm, build a real project

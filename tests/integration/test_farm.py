@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,14 +244,14 @@ def test_an_object_store_that_is_away_is_retried_and_then_named() -> None:
         assert len(ended["millrace"]["attempts"]) == 1
 
 
-def test_a_taken_port_and_wrong_settings_are_said_plainly(tmp_path: Path) -> None:
+def test_a_taken_port_and_wrong_settings_are_said_plainly() -> None:
     import socket
 
-    with socket.socket() as taken:
+    with socket.socket() as taken, tempfile.TemporaryDirectory() as folder:  # short: a socket's path goes into it
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        environment = {**os.environ, "MILLRACE_DATA_DIR": str(tmp_path / "d"), "MILLRACE_BIND": f"127.0.0.1:{port}"}
+        environment = {**os.environ, "MILLRACE_DATA_DIR": f"{folder}/d", "MILLRACE_BIND": f"127.0.0.1:{port}"}
         done = subprocess.run(
             [sys.executable, "-m", "millrace.cli", "up"], env=environment, capture_output=True, text=True, check=False
         )
