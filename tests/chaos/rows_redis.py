@@ -25,7 +25,7 @@ def farm_on_redis(chaos: Chaos, **settings: str) -> Iterator[tuple[Farm, redis.R
     """A farm whose only way to a real Redis is a proxy; its `demo` project runs a command that takes half a second."""
     with redis.running() as server, Proxy(server.socket, seed=chaos.seed) as link:
         broker = f"redis://127.0.0.1:{link.port}/0"
-        with chaos.farm(MILLRACE_BROKER_URL=broker, MILLRACE_ENGINE="fake", FAKE_SLEEP_S="0.2", **settings) as farm:
+        with chaos.farm(**{"MILLRACE_BROKER_URL": broker, "MILLRACE_ENGINE": "fake", "FAKE_SLEEP_S": "0.2"} | settings) as farm:
             chaos.accepted.append(farm.build(["work"]))
             chaos.settled(farm, 60)
             yield farm, server, link
@@ -90,7 +90,7 @@ def restarted(chaos: Chaos) -> None:
     target="bell rung again <= 30 s, 0 lost",
 )
 def flushed(chaos: Chaos) -> None:
-    with farm_on_redis(chaos, MILLRACE_SLOTS="4") as (farm, server, _link):
+    with farm_on_redis(chaos, MILLRACE_SLOTS="4", FAKE_SLEEP_S="1") as (farm, server, _link):  # still some when bells ring again
         chaos.submit_many(farm, 200)
         with server.client() as client:
             client.flushall()
