@@ -11,6 +11,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,28 @@ def fetch(
         return FetchedSource(resolved_version=resolved, repo_url=source.location or "")
     finally:
         git.close()
+
+
+def heads(
+    source: ProjectSource,
+    *,
+    git_roots: Sequence[Path],
+    ca_bundle: Path | None,
+    stop: threading.Event,
+    patience_s: float,
+    credential: Credential | None = None,
+) -> dict[str, str]:
+    """The branches of a repository, as `refs/heads/...`, with their commits. Raises as `fetch` does, and InvalidInput."""
+    check_location(source, git_roots)
+    with tempfile.TemporaryDirectory(prefix="millrace-heads-") as folder:
+        deadline = time.monotonic() + patience_s
+        git = Git(source.location or "", Path(folder), ca_bundle, lambda _text: None, stop, deadline, credential)
+        try:
+            listed = git.remote("ls-remote", "--heads", "--", source.location or "")
+        finally:
+            git.close()
+    found = (line.split("\t", 1) for line in listed.splitlines() if "\t" in line)
+    return {ref: commit for commit, ref in found if ref.startswith("refs/heads/")}
 
 
 def _object_name(location: str) -> str:

@@ -51,6 +51,7 @@ COMMITS: Final = (
     "leases.renew",
     "lifecycle.finish",
     "lifecycle.request_stop",
+    "missed.CatchUp._moved",
     "projects.create",
     "projects.delete",
     "projects.update",

@@ -164,6 +164,12 @@ class Settings(BaseSettings):
         25
     )
     sweep_every_s: Annotated[float, Field(gt=0, description="Seconds between rounds of the sweeper.")] = 5
+    look_every_s: Annotated[
+        float,
+        Field(
+            ge=0, description="Seconds between looks at a repository with a webhook, for pushes that nobody told of; 0: never."
+        ),
+    ] = 120
     drain_s: Annotated[float, Field(ge=0, description="Seconds that a leaving worker gives its builds.")] = 60
 
     log_format: Annotated[Literal["auto", "json", "console"], Field(description="Form of the farm's own log.")] = "auto"

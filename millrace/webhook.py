@@ -157,7 +157,10 @@ class SourceEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What a delivery says: events, or, where there are none, why it starts nothing. `repository_id` is set where it is told."""
+    """What a delivery says: events, or, where there are none, why it starts nothing. `repository_id` is set where it is told.
+
+    `looked_up`: nobody told us, we looked at the project's own repository.
+    """
 
     what: str
     events: tuple[SourceEvent, ...] = ()
@@ -166,3 +169,4 @@ class Heard:
     repository_id: str | None = None
     repository: str = ""
     clone_urls: tuple[str, ...] = ()
+    looked_up: bool = False

@@ -150,7 +150,7 @@ def get(db: Database, project: str) -> HookRecord:
     """The project's webhook. Raises NotFound."""
     with db.reading() as session:
         _project(session, project, lock=False)
-        return _record(_of_project(session, project))
+        return _record(_of_project(session, project, lock=False))
 
 
 def update(db: Database, project: str, changes: WebhookSettings) -> HookRecord:
@@ -441,7 +441,7 @@ def _same(event: SourceEvent) -> str:
 
 def _other_repository(session: Session, hook: HookRecord, heard: Heard) -> str | None:
     """Why a delivery is about another repository than the project's; the first that is not teaches us the repository's id."""
-    if hook.provider is Provider.GIT or (heard.ping and heard.repository_id is None):
+    if heard.looked_up or hook.provider is Provider.GIT or (heard.ping and heard.repository_id is None):
         return None
     if heard.repository_id is None:
         return "it names no repository"
@@ -479,10 +479,11 @@ def _project(session: Session, name: str, *, lock: bool = True) -> Project:
     return row
 
 
-def _of_project(session: Session, name: str) -> Webhook:
+def _of_project(session: Session, name: str, *, lock: bool = True) -> Webhook:
     row = None
     if "\x00" not in name:
-        row = session.scalar(sa.select(Webhook).where(Webhook.project_name == name).with_for_update())
+        mine = sa.select(Webhook).where(Webhook.project_name == name)
+        row = session.scalar(mine.with_for_update() if lock else mine)
     if row is None:
         raise NotFound(f"project {name!r} has no webhook", hint="'millrace webhook create' makes one.")
     return row

@@ -319,6 +319,7 @@ class Webhook(Base):
     """A project's webhook. `id` stands in its address; its secrets are sealed, the previous one holds until `previous_until_ms`.
 
     `repository_id` is the git server's own, learnt from the first delivery: a repository keeps it when it is renamed.
+    `looked_ms`: when its branches were looked for, `seen_ms` when they were found.
     """
 
     __tablename__ = "webhooks"
@@ -330,6 +331,8 @@ class Webhook(Base):
     previous: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
     previous_until_ms: Mapped[int] = mapped_column(Ms, default=0)
     repository_id: Mapped[str | None] = mapped_column(sa.String(100))
+    looked_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
+    seen_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
     created_ms: Mapped[int] = mapped_column(Ms)
     modified_ms: Mapped[int] = mapped_column(Ms)
     secret_ms: Mapped[int] = mapped_column(Ms)
@@ -362,6 +365,16 @@ class Delivery(Base):
         sa.Index("ix_deliveries_project", "project_name", "id"),
         sa.Index("ix_deliveries_ref", "webhook_id", "ref", "id"),
     )
+
+
+class Head(Base):
+    """Where a branch of a webhook's repository was when it was looked at; `moved_to` where it is, as long as nobody told us."""
+
+    __tablename__ = "heads"
+    webhook_id: Mapped[str] = mapped_column(sa.ForeignKey("webhooks.id", ondelete="CASCADE"), primary_key=True)
+    ref: Mapped[str] = mapped_column(sa.String(320), primary_key=True)
+    commit_id: Mapped[str | None] = mapped_column(sa.String(64))
+    moved_to: Mapped[str | None] = mapped_column(sa.String(64))
 
 
 class Outbox(Base):

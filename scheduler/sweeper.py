@@ -17,7 +17,7 @@ from millrace.ids import cache_prefix, log_key, log_list_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.storage import Store
-from scheduler import caches, dispatch, leases, logs, publication
+from scheduler import caches, dispatch, leases, logs, missed, publication
 from scheduler.db import Database, now_ms
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
@@ -35,7 +35,10 @@ _STORE_S: Final = 1.0
 
 
 class Sweeper:
-    """One scheduler. Several may run; the one that holds the leader's lease acts. `monotonic` is a clock that nobody sets."""
+    """One scheduler. Several may run; the one that holds the leader's lease acts. `monotonic` is a clock that nobody sets.
+
+    `look` reads the branches of a repository; without it, pushes that no webhook told of stay unknown.
+    """
 
     def __init__(
         self,
@@ -45,10 +48,12 @@ class Sweeper:
         settings: Settings,
         *,
         monotonic: Callable[[], float] = time.monotonic,
+        look: missed.Look | None = None,
     ) -> None:
         self._db, self._bell, self._store, self._settings = db, bell, store, settings
         self._monotonic = monotonic
         self._name = f"{settings.host}-{uuid.uuid4().hex[:8]}"
+        self._catch_up = missed.CatchUp(db, settings, look) if look is not None else None
         self._publisher = publication.Publisher(db, store, settings)
         self._beside: dict[str, threading.Thread] = {}
         self._stop_publishing = threading.Event()
@@ -67,6 +72,7 @@ class Sweeper:
             lambda: dispatch.relay(self._db, self._bell),
             self._forget_old_rows,
             self._publish,
+            self._look_for_pushes,
             self._tend_store,
         )
         return True
@@ -102,6 +108,10 @@ class Sweeper:
     def _publish(self) -> None:
         if self._publisher.due():
             self._run_beside("publisher", lambda: self._publisher.publish(stop=self._stop_publishing))
+
+    def _look_for_pushes(self) -> None:
+        if self._catch_up is not None:
+            self._run_beside("missed", self._catch_up.run)
 
     def _tend_store(self) -> None:
         tending = self._run_beside(

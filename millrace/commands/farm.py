@@ -26,6 +26,7 @@ from millrace.vocabulary import TokenScope
 from scheduler import tokens
 from scheduler.db import Database
 from scheduler.dispatch import Bell
+from scheduler.secrets import open_provider
 from scheduler.sweeper import Sweeper
 
 _HEALTH_STYLES: Final = {"ok": "green", "degraded": "yellow", "down": "red"}
@@ -98,6 +99,8 @@ def api(session: Session, ready_file: Path | None) -> int:
 @click.pass_obj
 def scheduler(session: Session) -> int:
     """Be the scheduler: leases, deadlines, unsent messages. Several may run; one acts."""
+    from millrace.commands.looking import by_git
+
     settings = session.settings
     stop = threading.Event()
 
@@ -108,7 +111,8 @@ def scheduler(session: Session) -> int:
     signal.signal(signal.SIGINT, leave)
     database = Database(settings.database)
     database.require_schema()
-    Sweeper(database, Bell(settings.broker), open_store(settings), settings).run_forever(stop)
+    look = by_git(settings, open_provider(settings, database), stop)
+    Sweeper(database, Bell(settings.broker), open_store(settings), settings, look=look).run_forever(stop)
     database.dispose()
     return 0
 

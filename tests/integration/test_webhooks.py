@@ -341,6 +341,29 @@ def test_an_old_secret_holds_beside_the_new_one_for_as_long_as_was_said(one: Far
     assert one.ok("GET", "/v1/projects/demo/webhook")["millrace"]["oldSecretUntil"] is None
 
 
+def test_a_webhook_is_shown_changed_and_removed(farm: Farm) -> None:
+    hook = farm.hook()
+    shown = farm.ok("GET", "/v1/projects/demo/webhook")
+    assert (shown["filterGroups"][0][0]["excludeMatchedPattern"], shown["status"], "secret" in shown) == (False, "ACTIVE", False)
+    assert shown["payloadUrl"].endswith(hook.path)
+    assert farm.user("POST", "/v1/projects/demo/webhook", json={}).status_code == 409
+    changed = farm.ok("PUT", "/v1/projects/demo/webhook", json={"branchFilter": "main"})
+    assert (changed["branchFilter"], changed["filterGroups"], len(changed["millrace"]["warnings"])) == ("main", [], 1)
+    assert farm.ok("PUT", "/v1/projects/demo/webhook", json={"filterGroups": EVERYTHING})["filterGroups"] == shown["filterGroups"]
+    wrong = farm.user("PUT", "/v1/projects/demo/webhook", json={"filterGroups": [[{"type": "HEAD_REF", "pattern": "("}]]})
+    assert (wrong.status_code, [one["field"] for one in wrong.get_json()["errors"]]) == (
+        422,
+        ["filterGroups.0", "filterGroups.0.0.pattern"],
+    )
+    assert farm.ok("POST", "/v1/projects/demo/webhook/test", json={"payload": github_push()})["events"][0]["outcome"] == "build"
+    assert farm.user("DELETE", "/v1/projects/demo/webhook").status_code == 204
+    assert farm.user("GET", "/v1/projects/demo/webhook").status_code == 404
+    assert hook.send(github_push()).status_code == 404
+    again = farm.ok("POST", "/v1/projects/demo/webhook", json={})
+    assert again["secret"] != hook.secret
+    assert farm.user("DELETE", "/v1/projects/demo").status_code == 204
+
+
 def test_secrets_are_sealed_and_never_shown_again(one: Farm, settings: Settings) -> None:
     hook = one.hook()
     one.ok("PUT", "/v1/projects/demo/webhook", json={"rotateSecret": True})

@@ -24,7 +24,7 @@ from millrace.client import ApiRefused
 from millrace.errors import MillraceError, NotFound, Unavailable
 from millrace.failpoints import MARK, ORDER, PASSED, POINTS
 from scheduler.db import Database, now_ms
-from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Token
+from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Token, Webhook
 from tests.support.farm import Farm, wait_until
 from tests.support.records import a_project_json
 from tests.support.webhooks import sent
@@ -328,6 +328,13 @@ def _hook(stage: Stage) -> None:
         settle(lambda: client.delete(path), lambda: not _is_there(stage, path))
 
 
+def _looked(stage: Stage) -> None:
+    """The next look at the repositories with webhooks, of which there is one that never answers."""
+    stage.arm()
+    stage.change(sa.update(Webhook).values(looked_ms=0))
+    wait_until(lambda: 0 not in stage.look(sa.select(Webhook.looked_ms)), 60)
+
+
 def _delivered(place: str, data: bytes, headers: dict[str, str]) -> Any:
     try:
         answer = httpx.post(place, content=data, headers=headers, timeout=20)
@@ -421,6 +428,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.hooks.rotate": _hook,
     "commit.hooks.update": _hook,
     "commit.leases._end_each": _lost,
+    "commit.missed.CatchUp._moved": _looked,
     "commit.leases.renew": _renewed,
     "commit.lifecycle.request_stop": _stopped,
     "commit.projects.create": _project,
