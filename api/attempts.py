@@ -1,5 +1,6 @@
 """The worker's six verbs (`millrace.contract`): claim renew phase log grant finish."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from flask import Blueprint, Response, request
@@ -12,6 +13,7 @@ from millrace.contract import (
     LOG_OFFSET_HEADER,
     LOG_SHA256_HEADER,
     MAX_LOG_CHUNK_BYTES,
+    SOURCE_AUTH,
     CacheHit,
     CacheLayer,
     CacheQuery,
@@ -22,10 +24,11 @@ from millrace.contract import (
     PhaseReport,
     PhaseReports,
     RenewRequest,
+    SecretReference,
     SecretsReply,
     SecretsRequest,
 )
-from millrace.errors import InvalidInput, NotFound, RequestError, TooLarge
+from millrace.errors import InvalidInput, NotFound, RequestError, SecretUnavailable, TooLarge
 from millrace.ids import cache_prefix, staging_prefix
 from millrace.log import get_logger
 from millrace.project import BuildSettings
@@ -139,8 +142,18 @@ def secrets(build_id: str, attempt_no: int) -> Response:
     context = here()
     wanted = jsonbody.read(SecretsRequest)
     settings = attempts.settings_of(context.db, build_id, attempt_no, attempt_token_hash())
+    if settings.fork is not None:
+        _check_fork(settings, wanted.references)
     values = values_of(context.secrets, settings.project_name, wanted.references, allowed=context.settings.secrets_names)
     return _json(SecretsReply(values=values).model_dump_json(by_alias=True))
+
+
+def _check_fork(settings: BuildSettings, references: Sequence[SecretReference]) -> None:
+    """Raises SecretUnavailable for all but what the worker itself needs to fetch the sources: strangers get no secrets."""
+    sources = {one.auth.resource for one in (settings.source, *settings.secondary_sources) if one.auth is not None}
+    foreign = [one.name for one in references if one.value not in sources or not one.name.startswith(SOURCE_AUTH)]
+    if foreign:
+        raise SecretUnavailable(f"a build from a fork gets no secrets: {', '.join(foreign)}")
 
 
 @blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant/cache")

@@ -6,13 +6,15 @@ from flask import Blueprint, request
 from pydantic import Field
 
 from api import jsonbody
-from api.auth import Scope, needs, require_project
+from api.auth import Scope, needs, principal, require_project
 from api.context import here
 from api.paging import limit_of, only, whole_number
 from api.render import seconds
 from api.webhooks.routes import MAX_BYTES, read, rendered
+from millrace.errors import Forbidden
 from millrace.project import Shape
-from millrace.webhook import FilterGroups, Pattern, PullRequestBuildPolicy, WebhookSettings
+from millrace.vocabulary import TokenScope
+from millrace.webhook import FilterGroups, Pattern, PullRequestBuildPolicy, WebhookFarm, WebhookSettings
 from scheduler import filters, hooks
 from scheduler.hooks import HookRecord
 from scheduler.secrets import keys_of
@@ -36,8 +38,15 @@ class WebhookChange(Shape):
     filter_groups: FilterGroups | None = None
     build_type: str | None = Field(default=None, pattern="^BUILD$")
     pull_request_build_policy: PullRequestBuildPolicy | None = None
+    millrace: WebhookFarm | None = None
     rotate_secret: bool = False
     overlap_minutes: int = Field(default=hooks.OVERLAP_MS // 60_000, ge=0, le=30 * 24 * 60)
+
+
+class Approval(Shape):
+    """Which commit is approved, whole, as the delivery names it."""
+
+    commit: str = Field(pattern=r"^[0-9a-f]{7,64}$")
 
 
 class PayloadInput(Shape):
@@ -54,6 +63,7 @@ def create(name: str) -> tuple[dict[str, Any], int]:
     only()
     require_project(name)
     wanted = jsonbody.read(WebhookInput)
+    _check_fleet(wanted.millrace.fork_fleet, None)
     chosen = WebhookSettings.model_validate(wanted.model_dump(exclude={"repository_id"}))
     record, secret = hooks.create(here().db, keys_of(here().settings), name, chosen, repository_id=wanted.repository_id)
     return {**_rendered(record), "secret": secret}, 201
@@ -82,7 +92,10 @@ def update(name: str) -> dict[str, Any]:
             said["branch_filter"] = None
         elif wanted.branch_filter is not None and wanted.filter_groups is None:
             said["filter_groups"] = ()
-        now = hooks.get(context.db, name).settings.model_dump()
+        settings = hooks.get(context.db, name).settings
+        if wanted.millrace is not None:
+            _check_fleet(wanted.millrace.fork_fleet, settings.millrace.fork_fleet)
+        now = settings.model_dump()
         record = hooks.update(context.db, name, WebhookSettings.model_validate({**now, **said}))
         context.hooks.forget()
     if not wanted.rotate_secret:
@@ -118,6 +131,19 @@ def deliveries(name: str) -> dict[str, Any]:
     return {"deliveries": shown, **({"nextCursor": str(cursor)} if cursor is not None else {})}
 
 
+@blueprint.post("/approve")
+@needs(Scope.USER)
+def approve(name: str) -> tuple[dict[str, Any], int]:
+    """Start the build of a pull request that waits, at this very commit: 201. 409 where it has moved on since."""
+    only()
+    require_project(name)
+    context = here()
+    result = hooks.approve(context.db, name, jsonbody.read(Approval).commit, by=principal().name, settings=context.settings)
+    if result.build_id is not None and result.fleet is not None:
+        context.ringer.ring(result.build_id, result.fleet)
+    return rendered(result), 201
+
+
 @blueprint.post("/test")
 @needs(Scope.USER)
 def test(name: str) -> dict[str, Any]:
@@ -139,19 +165,28 @@ def test(name: str) -> dict[str, Any]:
     return {"event": heard.what, "repository": heard.repository, "why": "" if judged else heard.why, "events": judged}
 
 
+def _check_fleet(wanted: str | None, now: str | None) -> None:
+    """Raises Forbidden where a project's own token would reach a fleet that an admin has not given it."""
+    if principal().scope is TokenScope.PROJECT and wanted not in (None, now):
+        raise Forbidden("the forkFleet is not the webhook's own", hint="Use an admin token.")
+
+
 def _filter(one: filters.FilterResult) -> dict[str, Any]:
     return {**one.filter.model_dump(mode="json", by_alias=True), "passed": one.passed, "says": one.says}
 
 
 def _rendered(record: HookRecord) -> dict[str, Any]:
+    shape = record.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    farm = shape.pop("millrace")
     address = f"{here().settings.public}/webhooks/{record.provider}/{record.id}"
     return {
         "url": address,
         "payloadUrl": address,
-        **record.settings.model_dump(mode="json", by_alias=True, exclude_none=True),
+        **shape,
         "status": "ACTIVE",
         "lastModifiedSecret": seconds(record.secret_ms),
         "millrace": {
+            **farm,
             "provider": record.provider.value,
             "repositoryId": record.repository_id,
             "created": seconds(record.created_ms),

@@ -14,14 +14,14 @@ from buildenv.engine import Image
 from buildenv.git import Credential
 from buildenv.mirror import Mirrors
 from buildenv.redact import not_hidden
+from buildenv.source import FetchedSource
 from buildenv.workspace import Workspace
-from millrace.contract import Claim, GrantRequest, SecretReference
+from millrace.contract import SOURCE_AUTH, Claim, GrantRequest, SecretReference
 from millrace.errors import BuildProblem, NotFound
 from millrace.project import ProjectSource
 from millrace.vocabulary import PhaseType, Reason, SourceType
 
-_AUTH: Final = "MILLRACE_SOURCE_AUTH"
-"""What the credentials of a source are asked for by; no variable of a build can have this name."""
+_BUILDSPEC: Final = "buildspec.yml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ class Preparation:
         self._mirrors = None if mirrors is None else Mirrors(root=mirrors, project=claim.settings.project_name)
         self._git_roots, self._ca_bundle, self._stop, self._deadline = git_roots, ca_bundle, stop, deadline
         self.resolved_version: str | None = None
+        self._buildspec: str | None = None
 
     def prepare(self, image: Image) -> Prepared:
         """Fetch and understand everything. Raises BuildProblem, InfraProblem or BuildStopped."""
@@ -61,13 +62,15 @@ class Preparation:
         self._log.say(f"CODEBUILD_SRC_DIR={self._workspace.source_inside}")
         credentials = self._credentials()
         settings = self._claim.settings
-        self.resolved_version = self._fetch(
+        fetched = self._fetch(
             settings.source,
             settings.source_version,
             self._workspace.source,
             credentials.get(""),
             commit=settings.source_commit,
+            other=self._other_buildspec(),
         )
+        self.resolved_version, self._buildspec = fetched.resolved_version, fetched.other
         ours = variables.fixed(self._claim, src_dir=self._workspace.source_inside, image=settings.environment.image)
         if self.resolved_version:
             ours["CODEBUILD_RESOLVED_SOURCE_VERSION"] = self.resolved_version
@@ -83,7 +86,7 @@ class Preparation:
         self._log.say("Processing environment variables")
         values, secret_names = self._resolved(spec)
         values |= ours
-        if spec.env.git_credential_helper:
+        if spec.env.git_credential_helper and settings.fork is None:
             self._workspace.keep_credentials([one.line() for one in credentials.values()])
             values |= variables.GIT_CREDENTIAL_HELPER
         self._select_runtimes(spec, image, values)
@@ -103,7 +106,7 @@ class Preparation:
                 wanted["" if one is primary else one.source_identifier or ""] = one, one.auth.resource
         if not wanted:
             return {}
-        names = {f"{_AUTH}_{number}": identifier for number, identifier in enumerate(wanted)}
+        names = {f"{SOURCE_AUTH}_{number}": identifier for number, identifier in enumerate(wanted)}
         values = self._depot.secrets(
             [
                 SecretReference(name=name, type="SECRETS_MANAGER", value=wanted[identifier][1])
@@ -122,8 +125,9 @@ class Preparation:
         credential: Credential | None,
         *,
         commit: str | None = None,
-    ) -> str | None:
-        fetched = source.fetch(
+        other: tuple[str, str] | None = None,
+    ) -> FetchedSource:
+        return source.fetch(
             one,
             version,
             folder,
@@ -137,8 +141,18 @@ class Preparation:
             credential=credential,
             mirrors=self._mirrors,
             commit=commit,
+            other=other,
         )
-        return fetched.resolved_version
+
+    def _other_buildspec(self) -> tuple[str, str] | None:
+        """The branch whose buildspec is used, and its path; None where it is the one that is built."""
+        settings = self._claim.settings
+        wanted = settings.source.buildspec or _BUILDSPEC
+        if settings.webhook is None or settings.webhook.buildspec_ref is None or not settings.source.is_git:
+            return None
+        if buildspec.looks_inline(wanted) or wanted.startswith(("s3://", "arn:")):
+            return None
+        return settings.webhook.buildspec_ref, wanted
 
     def _understood(self) -> Buildspec:
         text, where = self._read_buildspec()
@@ -153,7 +167,10 @@ class Preparation:
         """What users set, with the values of secrets, which the log hides from here on; and the names of those."""
         values, references = variables.given(self._claim, spec, ca_bundle=self._ca_bundle)
         secrets: Mapping[str, str] = {}
-        if references:
+        if references and self._claim.settings.fork is not None:
+            names = ", ".join(sorted(one.name for one in references))
+            self._log.say(f"This build comes from a fork, and gets no secrets: not set are {names}")
+        elif references:
             secrets = self._depot.secrets(references)
             self._log.hide(secrets.values())
             for name in not_hidden(secrets):
@@ -174,7 +191,9 @@ class Preparation:
                 status_code="YAML_FILE_ERROR",
                 hint="Put the buildspec itself into source.buildspec or buildspecOverride.",
             )
-        path = wanted or "buildspec.yml"
+        path = wanted or _BUILDSPEC
+        if (other := self._other_buildspec()) is not None:
+            return self._of_base(*other)
         text = self._workspace.read_source_file(path, yamltree.MAX_BYTES + 1)
         if text is None:
             at = f" at {self.resolved_version}" if self.resolved_version else ""
@@ -185,6 +204,16 @@ class Preparation:
                 hint="Add it, or name another path in source.buildspec.",
             )
         return text, f"{self._workspace.source_inside}/{path}"
+
+    def _of_base(self, ref: str, path: str) -> tuple[str, str]:
+        if self._buildspec is None:
+            raise BuildProblem(
+                f"YAML file does not exist: looked for {path} at {ref}, as the build comes from a fork",
+                reason=Reason.BAD_BUILDSPEC,
+                status_code="YAML_FILE_ERROR",
+                hint="Add it there, or set the webhook's forkBuildspec to 'head'.",
+            )
+        return self._buildspec, f"{path} at {ref}"
 
     def _fetch_buildspec(self, address: str) -> bytes:
         name = address.removeprefix("arn:aws:s3:::").removeprefix("s3://")

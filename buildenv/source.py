@@ -36,10 +36,13 @@ _PINNED: Final = re.compile(r"(?P<ref>refs/[^^]+)\^\{(?P<commit>[0-9a-f]{40})\}"
 
 @dataclass(frozen=True, kw_only=True)
 class FetchedSource:
-    """What was fetched. `resolved_version` is the full commit id, None for what is not git; `repo_url` is for variables."""
+    """What was fetched. `resolved_version` is the full commit id, None for what is not git; `repo_url` is for variables. `other`
+    is the text of the file of another branch that was asked for; None where there is none.
+    """
 
     resolved_version: str | None
     repo_url: str
+    other: str | None = None
 
 
 def check_location(source: ProjectSource, git_roots: Sequence[Path]) -> None:
@@ -130,10 +133,12 @@ def fetch(
     credential: Credential | None = None,
     mirrors: Mirrors | None = None,
     commit: str | None = None,
+    other: tuple[str, str] | None = None,
 ) -> FetchedSource:
     """Put the source into the empty folder `dest`, with the help of `mirrors` if any. `deadline` is of `time.monotonic`.
 
-    `commit` is the one that git checks out, whatever has become of `version` since it was noted.
+    `commit` is the one that git checks out, whatever has become of `version` since it was noted. `other` is a ref, and the path
+    of a file that is read of it, too.
 
     Raises BuildProblem (SOURCE_NOT_FOUND, BAD_SOURCE), InfraProblem (SOURCE_UNREACHABLE, STORAGE) or BuildStopped.
     """
@@ -158,8 +163,10 @@ def fetch(
         return _fetch_object(source, dest, grant, download, say)
     git = Git(source.location or "", dest, ca_bundle, say, stop, deadline, credential)
     try:
-        resolved = _Checkout(source, git, dest, say, mirrors, commit).checkout(version)
-        return FetchedSource(resolved_version=resolved, repo_url=source.location or "")
+        checkout = _Checkout(source, git, dest, say, mirrors, commit)
+        resolved = checkout.checkout(version)
+        text = checkout.read(*other) if other is not None else None
+        return FetchedSource(resolved_version=resolved, repo_url=source.location or "", other=text)
     finally:
         git.close()
 
@@ -247,6 +254,12 @@ class _Checkout:
             self._git.remote("submodule", "update", "--init", "--recursive", "--quiet")
         self._say(f"Checked out {commit}")
         return commit
+
+    def read(self, ref: str, path: str) -> str | None:
+        """A file as it is at a ref of the server's; None where there is none. After the checkout, which stays as it is."""
+        there = self._fetch_ref(ref, self._source.git_clone_depth or 0)
+        status, text, _said = self._git.attempt("cat-file", "blob", f"{there}:{path}")
+        return text if status == 0 else None
 
     def _checked_out(self, version: str | None) -> str:
         self._git.run("init", "--quiet", ".")

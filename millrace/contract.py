@@ -29,6 +29,8 @@ OLDEST_PROTOCOL: Final = 1
 
 LOG_OFFSET_HEADER: Final = "X-Millrace-Offset"
 LOG_SHA256_HEADER: Final = "X-Millrace-Sha256"
+SOURCE_AUTH: Final = "MILLRACE_SOURCE_AUTH"
+"""How the names begin by which a worker asks for the credentials of sources; no variable of a build can have such a name."""
 MAX_LOG_CHUNK_BYTES: Final = 2 * 1024 * 1024
 
 

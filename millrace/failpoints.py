@@ -39,6 +39,7 @@ COMMITS: Final = (
     "dispatch._note",
     "dispatch._note_rung",
     "fleets._write",
+    "hooks.approve",
     "hooks.create",
     "hooks.delete",
     "hooks.receive",

@@ -376,7 +376,10 @@ class ProjectSettings(_Sources):
 
 
 class WebhookCause(Shape):
-    """What happened at a git server that a build is of. The names are the server's word: any text may stand in them."""
+    """What happened at a git server that a build is of. The names are the server's word: any text may stand in them.
+
+    `buildspec_ref` is the branch whose buildspec is used, where that is not the one that is built.
+    """
 
     provider: Literal["github", "bitbucket", "gitlab", "git"]
     event: str
@@ -389,6 +392,7 @@ class WebhookCause(Shape):
     actor_account_id: str | None = None
     pull_request: int | None = None
     from_fork: bool = False
+    buildspec_ref: str | None = None
 
 
 class BuildSettings(_Sources):

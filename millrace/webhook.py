@@ -91,6 +91,15 @@ FilterGroups = Annotated[
 ]
 
 
+class WebhookFarm(Shape):
+    """What CodeBuild does not have. How pull requests from forks are built, once they may be: with the buildspec of the branch
+    that they shall go into (`base`) or with their own (`head`); and in which fleet, where it is not the project's.
+    """
+
+    fork_buildspec: Literal["base", "head"] = "base"
+    fork_fleet: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+
+
 class WebhookSettings(Shape):
     """What starts builds. Without filters every push does; `branch_filter` is the older form, on bare names of branches."""
 
@@ -99,6 +108,7 @@ class WebhookSettings(Shape):
     build_type: Literal["BUILD"] = "BUILD"
     manual_creation: bool = True
     pull_request_build_policy: PullRequestBuildPolicy = PullRequestBuildPolicy(requires_comment_approval="FORK_PULL_REQUESTS")
+    millrace: WebhookFarm = WebhookFarm()
 
     @field_validator("branch_filter")
     @classmethod

@@ -13,16 +13,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from millrace.errors import AlreadyExists, InvalidInput, NotFound, RequestError, Unavailable
+from millrace.errors import AlreadyExists, Conflict, InvalidInput, NotFound, RequestError, Unavailable
 from millrace.log import get_logger
-from millrace.project import BuildOverrides, ProjectSettings, WebhookCause
+from millrace.project import BuildOverrides, ProjectFleet, ProjectSettings, WebhookCause
 from millrace.secrets.keyring import Keyring, WrongKey
 from millrace.settings import Settings
 from millrace.webhook import PROVIDERS, EventKind, Heard, Provider, SourceEvent, WebhookSettings
@@ -253,6 +253,46 @@ def receive(
     return results
 
 
+def approve(db: Database, project: str, commit: str, *, by: str, settings: Settings) -> Result:
+    """Start the build of the pull request that waits at this very commit.
+
+    Raises NotFound where none waits there, Conflict where it has moved on since, and as `intake.submit` does.
+    """
+
+    def work(session: Session) -> Result:
+        row = _of_project(session, project)
+        of_hook = sa.select(Delivery).where(Delivery.webhook_id == row.id).order_by(Delivery.id.desc()).limit(1)
+        waiting = session.scalar(
+            of_hook.where(Delivery.outcome == Outcome.APPROVAL.value, Delivery.commit_id == commit, Delivery.event.is_not(None))
+        )
+        if waiting is None:
+            raise NotFound(
+                f"no pull request of {project} waits for approval at commit {commit[:100]!r}",
+                hint=f"'millrace webhook deliveries {project}' shows those that wait, with their whole commits.",
+            )
+        last = session.scalar(of_hook.where(Delivery.ref == waiting.ref, Delivery.commit_id.is_not(None)))
+        if last is not None and last.commit_id != commit:
+            raise Conflict(
+                f"{waiting.ref} is at {last.commit_id} by now, and no longer at {commit}",
+                hint="Look at what is new, and approve that commit.",
+            )
+        event = _event(waiting.event or {})
+        build = queue(session, _request(_record(row), event, by[:200]), settings)
+        waiting.outcome, waiting.why = Outcome.BUILD.value, f"approved by {by}"
+        waiting.build_id, waiting.event = build.id, None
+        session.flush()
+        return _result(waiting, fleet=build.fleet)
+
+    result = db.run(work)
+    log.info("webhook.approved", project=project, commit=commit, by=by, build_id=result.build_id)
+    return result
+
+
+def _event(kept: dict[str, Any]) -> SourceEvent:
+    known = {name: value for name, value in kept.items() if name in SourceEvent.__dataclass_fields__}
+    return SourceEvent(**{**known, "kind": EventKind(known["kind"]), "clone_urls": tuple(known.get("clone_urls", ()))})
+
+
 def judge(hook: HookRecord, heard: Heard) -> list[tuple[SourceEvent, filters.Decision, Result]]:
     """What a delivery would do, and why, by its filters; nothing is noted, and nothing looked up."""
     judged = []
@@ -399,7 +439,7 @@ def _judged(settings: WebhookSettings, event: SourceEvent) -> tuple[Outcome, str
     policy = settings.pull_request_build_policy.requires_comment_approval
     if event.pull_request is not None and policy == "ALL_PULL_REQUESTS":
         return Outcome.APPROVAL, "pull requests of this project wait for approval"
-    if event.from_fork:
+    if event.from_fork and policy != "DISABLED":
         return Outcome.APPROVAL, "it comes from a fork, and waits for approval"
     return Outcome.BUILD, decision.says
 
@@ -425,8 +465,14 @@ def _request(hook: HookRecord, event: SourceEvent, initiator: str) -> BuildReque
         actor_account_id=event.actor_id,
         pull_request=event.pull_request,
         from_fork=event.from_fork,
+        buildspec_ref=event.base_ref if event.from_fork and hook.settings.millrace.fork_buildspec == "base" else None,
     )
-    overrides = BuildOverrides(project_name=hook.project, source_version=version)
+    fleet = hook.settings.millrace.fork_fleet if event.from_fork else None
+    overrides = BuildOverrides(
+        project_name=hook.project,
+        source_version=version,
+        fleet_override=ProjectFleet(fleet_arn=fleet) if fleet is not None else None,
+    )
     return BuildRequest(overrides=overrides, initiator=initiator, cause=cause, commit=event.commit, line=event.line)
 
 

@@ -83,7 +83,7 @@ def submit(db: Database, request: BuildRequest, settings: Settings) -> Submitted
 def queue(session: Session, request: BuildRequest, settings: Settings) -> Build:
     """Queue a build in the commit of this session. Raises as `submit` does."""
     project = _project(session, request.overrides.project_name)
-    wanted = _settings(project, request)
+    wanted = confined(_settings(project, request))
     priority = request.overrides.priority
     origin = Origin(
         initiator=request.initiator,
@@ -130,6 +130,24 @@ def retry(db: Database, request: RetryRequest, settings: Settings) -> Submitted:
             ) from error
 
     return _once(db, request, make)
+
+
+def confined(wanted: BuildSettings) -> BuildSettings:
+    """The settings of a build, without what a stranger's pull request must not have: privileges, sessions and public places.
+
+    Secrets and caches are kept from it where they are handed out.
+    """
+    if wanted.fork is None:
+        return wanted
+    hidden = {"location": None}
+    return wanted.model_copy(
+        update={
+            "environment": wanted.environment.model_copy(update={"privileged_mode": False}),
+            "artifacts": wanted.artifacts.model_copy(update=hidden),
+            "secondary_artifacts": tuple(one.model_copy(update=hidden) for one in wanted.secondary_artifacts),
+            "debug_session_enabled": False,
+        }
+    )
 
 
 def _once(db: Database, request: BuildRequest | RetryRequest, make: Callable[[Session], Build]) -> Submitted:

@@ -144,9 +144,23 @@ def webhook_deliveries(session: Session, project: str, limit: int) -> int:
         table.add_column(column)
     for one in found:
         at = datetime.fromtimestamp(one["received"], UTC).strftime("%Y-%m-%d %H:%M:%S")
-        words = [one["event"], one.get("ref", ""), one.get("commit", "")[:12], one["outcome"], one.get("buildId") or one["why"]]
+        commit = one.get("commit", "") if one["outcome"] == "approval" else one.get("commit", "")[:12]
+        words = [one["event"], one.get("ref", ""), commit, one["outcome"], one.get("buildId") or one["why"]]
         table.add_row(at, *(harmless(word, colours=False).replace("[", r"\[") for word in words))
     console.print(table if found else f"Nothing came for {project} yet")
+    return 0
+
+
+@webhook.command("approve")
+@click.argument("project")
+@click.argument("commit")
+@click.pass_obj
+def webhook_approve(session: Session, project: str, commit: str) -> int:
+    """Start the build of a pull request that waits for approval, at this very COMMIT. Look at it first."""
+    client = connect(session)
+    made = client.post(f"{_path(project)}/approve", {"commit": commit})
+    client.close()
+    console.print(f"Build {made['buildId']} of {made['ref']} is queued", markup=False)
     return 0
 
 

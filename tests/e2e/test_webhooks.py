@@ -6,9 +6,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.farm import Farm, wait_until
+from tests.support.gitserver import git, http_server, make_repository
+from tests.support.webhooks import github_pull_request, sent
 
 pytestmark = pytest.mark.docker
 SPEC = """version: 0.2
@@ -152,3 +155,77 @@ def gone_before_it_ran(farm: Farm, clone: Clone) -> None:
     assert ended is not None
     assert ended["millrace"]["reason"] == "user.source_not_found"
     assert f"commit gone: it has no commit {lost}" in ended["millrace"]["message"]
+
+
+def test_an_approved_pull_request_from_a_fork_is_built_by_the_buildspec_of_the_base_and_sees_no_secret(
+    farm: Farm, tmp_path: Path
+) -> None:
+    canary = f"canary-{os.urandom(16).hex()}"
+    repository = make_repository(tmp_path / "git" / "team" / "app.git")
+    spec = """version: 0.2
+env:
+  secrets-manager:
+    FROM_SPEC: canary
+  git-credential-helper: yes
+phases:
+  build:
+    commands:
+      - echo "{who} <$FROM_SPEC> <$FROM_PROJECT>"
+      - env
+      - cat README
+      - git config --get credential.helper || echo no helper
+"""
+    repository.commit("main", {"buildspec.yml": spec.format(who="base")})
+    fork = repository.commit("stranger", {"buildspec.yml": spec.format(who="stranger"), "README": "a stranger's\n"})
+    git(repository.path, "update-ref", "refs/pull/2/head", fork)
+    git(repository.path, "branch", "-D", "stranger")
+    assert farm.cli("secret", "set", "canary", text=canary).returncode == 0
+    with http_server(tmp_path / "git") as server:
+        location = f"{server.url}/team/app.git"
+        variables = [{"name": "FROM_PROJECT", "value": "canary", "type": "SECRETS_MANAGER"}]
+        project = {
+            "name": "forked",
+            "source": {"type": "GITHUB", "location": location},
+            "artifacts": {"type": "NO_ARTIFACTS"},
+            "environment": {
+                "type": "LINUX_CONTAINER",
+                "image": "millrace/standard:latest",
+                "computeType": "BUILD_GENERAL1_SMALL",
+                "privilegedMode": True,
+                "environmentVariables": variables,
+            },
+        }
+        farm.client.post("/v1/projects", project)
+        groups = {"filterGroups": [[{"type": "EVENT", "pattern": "PULL_REQUEST_CREATED"}]]}
+        made = farm.client.post("/v1/projects/forked/webhook", groups)
+        head = {"ref": "changes", "sha": fork, "repo": {"id": 99}}
+        payload = {
+            **github_pull_request(head=head),
+            "repository": {"id": 186853002, "full_name": "team/app", "clone_url": location},
+        }
+        delivery = sent("github", made["secret"], payload, event="pull_request")
+        place = f"{farm.api_url}/webhooks/github/{made['payloadUrl'].rpartition('/')[2]}"
+        assert httpx.post(place, content=delivery["data"], headers=delivery["headers"]).status_code == 202
+        approved = farm.cli("webhook", "approve", "forked", fork)
+        assert approved.returncode == 0, approved.stderr
+        build = approved.stdout.split()[1]
+        ended = farm.ended(build, within_s=120)
+        log = farm.log_of(build)
+        assert ended["buildStatus"] == "SUCCEEDED", log
+        assert ended["resolvedSourceVersion"] == fork
+        assert ended["environment"]["privilegedMode"] is False
+        for words in (
+            "buildspec.yml at refs/heads/main",
+            "gets no secrets: not set are FROM_PROJECT, FROM_SPEC",
+            "base <> <>",
+            "a stranger's",
+            "\nno helper\n",
+            "CODEBUILD_WEBHOOK_TRIGGER=pr/2",
+        ):
+            assert words in log, log
+        assert canary not in log
+        assert "canary" not in log.partition("base <>")[2]
+        trusted = farm.client.post("/v1/builds", {"projectName": "forked", "privilegedModeOverride": False})
+        log = farm.log_of(farm.ended(trusted["id"], within_s=120)["id"])
+        assert "base <***> <***>" in log
+        assert "\nno helper\n" not in log

@@ -21,11 +21,11 @@ from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import TokenScope
 from millrace.webhook import Provider, WebhookSettings
-from scheduler import filters, queries, tokens
+from scheduler import filters, leases, queries, secrets, tokens
 from scheduler.db import Database
 from scheduler.dispatch import Bell
 from scheduler.models import Delivery
-from tests.support.records import a_project
+from tests.support.records import a_claim_request, a_project
 from tests.support.webhooks import OTHER_SHA, SHA, SOURCES, ZERO, examples, github_pull_request, github_push, sent
 
 DATA = Path(__file__).parents[1] / "data" / "webhooks"
@@ -254,6 +254,90 @@ def test_a_pull_request_from_a_fork_starts_nothing_and_waits(one: Farm) -> None:
     assert hook.send(github_pull_request("closed", head_repo=99, merged=True), event="pull_request").status_code == 202
     assert one.builds() == []
     assert {item["outcome"] for item in hook.deliveries()} == {"approval"}
+
+
+def test_an_approval_starts_the_build_of_that_very_commit_without_what_strangers_must_not_have(farm: Farm) -> None:
+    hook = farm.hook(millrace={"forkFleet": "strangers"})
+    given = _settings(farm)
+    given["environment"] = {**given["environment"], "privilegedMode": True}
+    given["artifacts"] = {"type": "S3", "location": "releases"}
+    given["secondaryArtifacts"] = [{"type": "S3", "location": "releases", "artifactIdentifier": "x"}]
+    farm.ok("PUT", "/v1/projects/demo", json=given)
+    hook.send(github_pull_request(head_repo=99), event="pull_request")
+    approved = farm.user("POST", "/v1/projects/demo/webhook/approve", json={"commit": SHA})
+    assert approved.status_code == 201, approved.get_json()
+    (build,) = farm.builds()
+    assert approved.get_json()["buildId"] == build.id
+    assert (build.settings.source_commit, build.settings.fork, build.fleet, build.initiator) == (
+        SHA,
+        "pr/2",
+        "strangers",
+        "admin",
+    )
+    assert build.settings.webhook is not None
+    assert build.settings.webhook.buildspec_ref == "refs/heads/main"
+    assert not build.settings.environment.privileged_mode
+    assert [one.location for one in (build.settings.artifacts, *build.settings.secondary_artifacts)] == [None, None]
+    assert farm.user("POST", "/v1/projects/demo/webhook/approve", json={"commit": SHA}).status_code == 404
+    (noted,) = hook.deliveries()
+    assert (noted["outcome"], noted["why"], noted["buildId"]) == ("build", "approved by admin", build.id)
+    assert hook.send(github_pull_request(head_repo=99), event="pull_request").get_json()["events"][0]["outcome"] == "duplicate"
+
+
+def test_an_approval_is_bound_to_its_commit(one: Farm) -> None:
+    hook = one.hook()
+    hook.send(github_pull_request(head_repo=99), event="pull_request")
+    newer = {"ref": "changes", "sha": OTHER_SHA, "repo": {"id": 99}}
+    hook.send(github_pull_request("synchronize", head=newer), event="pull_request")
+    answer = one.user("POST", "/v1/projects/demo/webhook/approve", json={"commit": SHA})
+    assert (answer.status_code, OTHER_SHA in answer.get_json()["detail"]) == (409, True)
+    for commit, status in (("f" * 40, 404), ("main", 422), (OTHER_SHA[:12], 404)):
+        assert one.user("POST", "/v1/projects/demo/webhook/approve", json={"commit": commit}).status_code == status
+    assert one.builds() == []
+    assert one.ok("POST", "/v1/projects/demo/webhook/approve", json={"commit": OTHER_SHA})["outcome"] == "build"
+    newest = {"ref": "changes", "sha": "a" * 40, "repo": {"id": 99}}
+    assert hook.send(github_pull_request("synchronize", head=newest), event="pull_request").status_code == 202
+    assert len(one.builds()) == 1
+
+
+def test_where_the_policy_is_disabled_forks_build_at_once_and_still_as_strangers(one: Farm) -> None:
+    hook = one.hook(pullRequestBuildPolicy={"requiresCommentApproval": "DISABLED"}, millrace={"forkBuildspec": "head"})
+    assert hook.send(github_pull_request(head_repo=99), event="pull_request").status_code == 201
+    (build,) = one.builds()
+    assert build.settings.webhook is not None
+    assert (build.settings.fork, build.settings.webhook.buildspec_ref) == ("pr/2", None)
+    assert hook.send(github_pull_request("reopened"), event="pull_request").status_code == 201
+    assert one.builds()[0].settings.fork is None
+
+
+def test_a_build_from_a_fork_is_given_no_secret_but_what_fetches_its_source(one: Farm, settings: Settings) -> None:
+    secrets.put(one.db, secrets.keys_of(settings), "token", "open-sesame")
+    secrets.put(one.db, secrets.keys_of(settings), "deploy", "hidden-word")
+    hook = one.hook(pullRequestBuildPolicy={"requiresCommentApproval": "DISABLED"})
+    source = {**SOURCES["github"], "auth": {"type": "SECRETS_MANAGER", "resource": "token"}}
+    one.ok("PUT", "/v1/projects/demo", json={**_settings(one), "source": source})
+    hook.send(github_pull_request(head_repo=99), event="pull_request")
+    claim = leases.claim(one.db, a_claim_request(), settings)
+    assert claim is not None
+
+    def ask(name: str, value: str) -> TestResponse:
+        wanted = {"references": [{"name": name, "type": "SECRETS_MANAGER", "value": value}]}
+        path = f"/worker/v1/attempts/{claim.build_id}/1/grant/secrets"
+        return one.client.post(path, json=wanted, headers={"Authorization": f"Bearer {claim.token}"})
+
+    assert ask("MILLRACE_SOURCE_AUTH_0", "token").get_json()["values"] == {"MILLRACE_SOURCE_AUTH_0": "open-sesame"}
+    for name, value in (("WORD", "deploy"), ("WORD", "token"), ("MILLRACE_SOURCE_AUTH_0", "deploy")):
+        answer = ask(name, value)
+        assert (answer.status_code, answer.get_json()["detail"]) == (404, f"a build from a fork gets no secrets: {name}")
+
+
+def test_a_projects_own_token_sends_no_strangers_into_other_fleets(one: Farm) -> None:
+    one.hook()
+    mine = {"Authorization": f"Bearer {tokens.create(one.db, 'mine', TokenScope.PROJECT, project='demo')}"}
+    path = "/v1/projects/demo/webhook"
+    assert one.client.put(path, json={"millrace": {"forkFleet": "big"}}, headers=mine).status_code == 403
+    one.ok("PUT", path, json={"millrace": {"forkFleet": "big"}})
+    assert one.client.put(path, json={"millrace": {"forkFleet": "big"}}, headers=mine).status_code == 200
 
 
 def test_all_pull_requests_wait_where_the_policy_says_so(one: Farm) -> None:

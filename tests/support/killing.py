@@ -27,7 +27,7 @@ from scheduler.db import Database, now_ms
 from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Token, Webhook
 from tests.support.farm import Farm, wait_until
 from tests.support.records import a_project_json
-from tests.support.webhooks import sent
+from tests.support.webhooks import SHA, github_pull_request, sent
 
 T = TypeVar("T")
 WATCHED: Final = {"MILLRACE_TESTING": "1", "MILLRACE_FAILPOINT": "watch", "MILLRACE_SLOTS": "2"}
@@ -328,6 +328,32 @@ def _hook(stage: Stage) -> None:
         settle(lambda: client.delete(path), lambda: not _is_there(stage, path))
 
 
+def _approved(stage: Stage) -> None:
+    """A pull request from a fork. Its build could not fetch its source, and is stopped."""
+    client, name = stage.farm.client, stage.point.replace(".", "-")
+    source = {"type": "GITHUB", "location": "https://127.0.0.1:1/a/b.git"}
+    again(lambda: client.post("/v1/projects", a_project_json(name, source=source)))
+    groups = [[{"type": "EVENT", "pattern": "PULL_REQUEST_CREATED"}]]
+    made = again(lambda: client.post(f"/v1/projects/{name}/webhook", {"filterGroups": groups}))
+    place = f"{stage.farm.api_url}/webhooks/github/{made['payloadUrl'].rpartition('/')[2]}"
+    payload = {
+        **github_pull_request(head_repo=99),
+        "repository": {"id": 186853002, "full_name": "a/b", "clone_url": source["location"]},
+    }
+    _delivered(place, **sent("github", made["secret"], payload, event="pull_request", delivery=name))
+    stage.arm()
+    path = f"/v1/projects/{name}/webhook"
+    settle(lambda: client.post(f"{path}/approve", {"commit": SHA}), lambda: _noted(stage, path).get("buildId") is not None)
+    build = _noted(stage, path)["buildId"]
+    stage.expected[build] = "STOPPED"
+    again(lambda: client.post(f"/v1/builds/{build}/stop"))
+
+
+def _noted(stage: Stage, path: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = again(lambda: stage.farm.client.get(f"{path}/deliveries"))["deliveries"]
+    return found[0]
+
+
 def _looked(stage: Stage) -> None:
     """The next look at the repositories with webhooks, of which there is one that never answers."""
     stage.arm()
@@ -342,7 +368,7 @@ def _delivered(place: str, data: bytes, headers: dict[str, str]) -> Any:
         raise Unavailable(str(error)) from error
     if answer.status_code >= 500:
         raise Unavailable(answer.text)
-    assert answer.status_code in (200, 201), answer.text
+    assert answer.status_code in (200, 201, 202), answer.text
     return answer.json()
 
 
@@ -421,6 +447,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.caches.remove": _taken,
     "commit.dispatch._note": _lost,
     "commit.fleets._write": _fleet,
+    "commit.hooks.approve": _approved,
     "commit.hooks.create": _hook,
     "commit.hooks.delete": _hook,
     "commit.hooks.receive": _hook,
@@ -460,7 +487,7 @@ def pass_all(stage: Stage) -> None:
     told = set()
     for point in POINTS:
         story = _story_of(point)
-        key = (story, point if story in (_project, _secret, _hook) else "")
+        key = (story, point if story in (_project, _secret, _hook, _approved) else "")
         if point.endswith(".before") and key not in told:
             told.add(key)
             stage.point = point
