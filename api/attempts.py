@@ -21,6 +21,7 @@ from millrace.contract import (
     FinishReport,
     Grant,
     GrantRequest,
+    PartsDone,
     PhaseReport,
     PhaseReports,
     RenewRequest,
@@ -124,15 +125,43 @@ def grant(build_id: str, attempt_no: int) -> Response:
     if wanted.size_bytes > context.settings.max_upload_bytes:
         raise TooLarge(f"{wanted.name} has {wanted.size_bytes} bytes, the limit is {context.settings.max_upload_bytes}")
     prefix = staging_prefix if wanted.kind == "artifact" else cache_prefix
+    key = prefix(build_id, attempt_no) + wanted.name
     granted = context.store.presign(
-        "PUT",
-        context.settings.bucket,
-        prefix(build_id, attempt_no) + wanted.name,
-        expires_in_s=_PUT_S,
-        size_bytes=wanted.size_bytes,
-        sha256=wanted.sha256,
+        "PUT", context.settings.bucket, key, expires_in_s=_PUT_S, size_bytes=wanted.size_bytes, sha256=wanted.sha256
     )
-    return _json(granted.model_dump_json(by_alias=True))
+    if wanted.parts is not None:
+        granted = granted.model_copy(update=_in_parts(build_id, attempt_no, key, wanted, wanted.size_bytes, wanted.sha256))
+    return _json(granted.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def _in_parts(build_id: str, attempt_no: int, key: str, wanted: GrantRequest, size_bytes: int, sha256: str) -> dict[str, object]:
+    """What a grant has beside where the object comes in parts. They are noted before the worker hears of them."""
+    parts, part_bytes = wanted.parts or (), wanted.part_bytes or size_bytes
+    if len(parts) != -(-size_bytes // part_bytes):
+        raise InvalidInput(f"{size_bytes} bytes in parts of {part_bytes} are not {len(parts)} parts")
+    context, bucket = here(), here().settings.bucket
+    upload = context.store.begin_parts(bucket, key, sha256=sha256)
+    attempts.note_parts(context.db, build_id, attempt_no, attempt_token_hash(), key, upload)
+    sizes = [*[part_bytes] * (len(parts) - 1), size_bytes - part_bytes * (len(parts) - 1)]
+    granted = tuple(
+        context.store.presign_part(bucket, key, upload, number, expires_in_s=_PUT_S, size_bytes=size, md5=md5)
+        for number, (size, md5) in enumerate(zip(sizes, parts, strict=True), start=1)
+    )
+    return {"upload": upload, "part_bytes": part_bytes, "parts": granted}
+
+
+@blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant/complete")
+@needs(Scope.ATTEMPT)
+def complete(build_id: str, attempt_no: int) -> dict[str, Any]:
+    """All parts of an artifact are there: make one object of them."""
+    context = here()
+    done = jsonbody.read(PartsDone)
+    if not attempts.has_parts(context.db, build_id, attempt_no, attempt_token_hash(), done.key, done.upload):
+        raise NotFound(f"attempt {attempt_no} of {build_id} sends no {done.key[:200]!r} in parts of that name")
+    context.store.complete_parts(
+        context.settings.bucket, done.key, done.upload, done.tags, size_bytes=done.size_bytes, sha256=done.sha256
+    )
+    return {}
 
 
 @blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant/secrets")

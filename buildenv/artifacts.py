@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import stat
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ MAX_FILES: Final = 200_000
 MAX_NAME_BYTES: Final = 900
 """An object's key has 1024 bytes, and begins with where the attempt's objects lie."""
 _PIECE_BYTES: Final = 1024 * 1024
+_PART_BYTES: Final = 64 * 1024 * 1024
 Say = Callable[[str], None]
 
 
@@ -39,13 +41,15 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A file ready to be uploaded, hashed while it was made."""
+    """A file ready to be uploaded, hashed while it was made. `parts` are the MD5s of its parts of `part_bytes`."""
 
     path: Path
     size_bytes: int
     sha256: str
     md5: str
     file_count: int
+    part_bytes: int
+    parts: tuple[str, ...]
 
 
 def nothing_found(message: str = "no matching artifact paths found") -> BuildProblem:
@@ -218,18 +222,40 @@ def _file(base: Path, path: Path, name: str, spec: ArtifactsSpec, say: Say) -> F
 
 
 class Hashed:
-    """A file that is measured and hashed while it is written, once, from front to back."""
+    """A file that is measured and hashed while it is written, once, from front to back; also by parts of `part_bytes`."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], part_bytes: int = sys.maxsize) -> None:
         self._file = file
         self.sha256, self.md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         self.size_bytes = 0
+        self.part_bytes = part_bytes
+        self._ended: list[str] = []
+        self._part = hashlib.md5(usedforsecurity=False)
+        """Of the second part on: the first one's is that of the whole, so far."""
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        self.md5.update(data)
-        self.size_bytes += len(data)
+        left = memoryview(data)
+        while left:
+            room = self.part_bytes - self.size_bytes % self.part_bytes
+            self._add(left[:room])
+            left = left[room:]
         return self._file.write(data)
+
+    def _add(self, piece: memoryview) -> None:
+        self.md5.update(piece)
+        if self._ended:
+            self._part.update(piece)
+        self.size_bytes += len(piece)
+        if self.size_bytes % self.part_bytes == 0:
+            self._ended.append((self._part if self._ended else self.md5).hexdigest())
+            self._part = hashlib.md5(usedforsecurity=False)
+
+    def parts(self) -> tuple[str, ...]:
+        """The MD5 of each part."""
+        if self.size_bytes % self.part_bytes == 0:
+            return tuple(self._ended)
+        return (*self._ended, (self._part if self._ended else self.md5).hexdigest())
 
     def flush(self) -> None:
         self._file.flush()
@@ -245,10 +271,16 @@ def check_name(name: str) -> None:
         )
 
 
-def pack_zip(files: Sequence[Found], target: Path, *, max_bytes: int) -> Packed:
+def part_size(size_bytes: int, least_part_bytes: int) -> int:
+    """How large the parts of an object of about that size are: whole MiB, so that a thousand make it up."""
+    mib = 1024 * 1024
+    return max(least_part_bytes, -(-size_bytes // (1000 * mib)) * mib)
+
+
+def pack_zip(files: Sequence[Found], target: Path, *, max_bytes: int, least_part_bytes: int = _PART_BYTES) -> Packed:
     """All `files` in one zip at `target`, in the order given. Raises BuildProblem where it grows over `max_bytes`."""
     with open(target, "xb") as file:
-        hashed = Hashed(file)
+        hashed = Hashed(file, part_size(sum(item.size_bytes for item in files), least_part_bytes))
         with zipfile.ZipFile(cast(IO[bytes], hashed), mode="w", compression=zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for item in files:
                 _add(archive, item)
@@ -273,12 +305,12 @@ def _add(archive: zipfile.ZipFile, item: Found) -> None:
             _copy(source, entry, item, status.st_size)
 
 
-def pack_file(item: Found, target: Path, *, max_bytes: int) -> Packed:
+def pack_file(item: Found, target: Path, *, max_bytes: int, least_part_bytes: int = _PART_BYTES) -> Packed:
     """One file by itself, copied, so that what is hashed is what is uploaded."""
     if item.size_bytes > max_bytes:
         raise too_large(item.size_bytes, max_bytes)
     with open(target, "xb") as file, _open(item) as source:
-        hashed = Hashed(file)
+        hashed = Hashed(file, part_size(item.size_bytes, least_part_bytes))
         _copy(source, hashed, item, os.fstat(source.fileno()).st_size)
     return _packed(target, hashed, 1)
 
@@ -311,6 +343,8 @@ def _packed(path: Path, hashed: Hashed, count: int) -> Packed:
         sha256=hashed.sha256.hexdigest(),
         md5=hashed.md5.hexdigest(),
         file_count=count,
+        part_bytes=hashed.part_bytes,
+        parts=hashed.parts(),
     )
 
 

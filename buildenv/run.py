@@ -104,6 +104,8 @@ class Job:
     parked: Parked | None = None
     git_roots: tuple[Path, ...]
     max_artifact_bytes: int
+    part_bytes: int
+    """Artifacts that are larger are sent in parts of at least so many bytes."""
     mirrors: Path | None = None
     layers: Path | None = None
     """Where the worker keeps layers of caches; None where caches are copied."""
@@ -509,6 +511,7 @@ class _Attempt:
                     scratch=self._workspace.scratch,
                     outside=Outside(lambda path: self._copy_out(container, path), self._workspace.scratch / "outside"),
                     max_bytes=self._job.max_artifact_bytes,
+                    part_bytes=self._job.part_bytes,
                     say=self._log.say,
                     check=self._check_stop,
                 )

@@ -111,6 +111,7 @@ class Uploader:
     scratch: Path
     outside: Outside
     max_bytes: int
+    part_bytes: int
     say: Say
     check: Callable[[], None]
 
@@ -120,7 +121,9 @@ class Uploader:
         folder = self.scratch / f"artifacts-{one.identifier or 'primary'}"
         folder.mkdir()
         if one.whole:
-            packed = artifacts.pack_zip(found, folder / "artifact.zip", max_bytes=self.max_bytes)
+            packed = artifacts.pack_zip(
+                found, folder / "artifact.zip", max_bytes=self.max_bytes, least_part_bytes=self.part_bytes
+            )
             return [self._send(packed, one.name, one)]
         if len(found) > _UNPACKED_FILES:
             raise BuildProblem(
@@ -133,7 +136,7 @@ class Uploader:
 
         def send(numbered: tuple[int, artifacts.Found]) -> ArtifactReport:
             number, item = numbered
-            packed = artifacts.pack_file(item, folder / str(number), max_bytes=self.max_bytes)
+            packed = artifacts.pack_file(item, folder / str(number), max_bytes=self.max_bytes, least_part_bytes=self.part_bytes)
             report = self._send(packed, item.name, one)
             packed.path.unlink()
             return report
@@ -145,7 +148,16 @@ class Uploader:
         self.check()
         artifacts.check_name(name)
         staged = f"{one.identifier}/{name}" if one.identifier else name
-        granted = self.depot.grant(GrantRequest(kind="artifact", name=staged, size_bytes=packed.size_bytes, sha256=packed.sha256))
+        granted = self.depot.grant(
+            GrantRequest(
+                kind="artifact",
+                name=staged,
+                size_bytes=packed.size_bytes,
+                sha256=packed.sha256,
+                part_bytes=packed.part_bytes if len(packed.parts) > 1 else None,
+                parts=packed.parts if len(packed.parts) > 1 else None,
+            )
+        )
         self.depot.upload(granted, packed.path, packed.sha256)
         return ArtifactReport(
             name=name,

@@ -15,7 +15,7 @@ Every verb may be sent twice: the second does nothing and answers as the first. 
 gets 409 with the code `attempt_fenced`.
 """
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -115,24 +115,53 @@ class PhaseReports(Shape):
     reports: tuple[PhaseReport, ...] = Field(min_length=1, max_length=100)
 
 
+LEAST_PART_BYTES: Final = 5 * 1024 * 1024
+MAX_PARTS: Final = 10_000
+"""Amazon S3 user guide, multipart upload limits: parts of 5 MiB to 5 GiB, the last may be shorter, at most so many."""
+
+
 class GrantRequest(Shape):
     """Ask for an address to move bytes to or from the object store.
 
     `artifact`: put one file of this attempt, named `name` inside the attempt's staging prefix.
     `cache`: put one archive, named `name` among the caches that this attempt offers.
     `source`: get the object at `name` (`bucket/key`), which must be one of this build's own sources.
+
+    An artifact may be sent in parts of `part_bytes`, the last one shorter, whose MD5s are `parts` (Amazon S3: multipart upload).
     """
 
     kind: Literal["artifact", "cache", "source"]
     name: str = Field(min_length=1, max_length=1024)
     size_bytes: int | None = Field(default=None, ge=0)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES, le=5 * 1024**3)
+    parts: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")], ...] | None = Field(
+        default=None, min_length=2, max_length=MAX_PARTS
+    )
+
+
+class PartGrant(Shape):
+    """Where to put one part of an object."""
+
+    url: str
+    headers: dict[str, str] = Field(default_factory=dict)
+
+
+class PartsDone(Shape):
+    """All parts of `upload` are where they were granted; `tags` are the ETags that were answered, in order."""
+
+    key: str = Field(max_length=1200)
+    upload: str = Field(max_length=1024)
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tags: tuple[Annotated[str, Field(max_length=200)], ...] = Field(max_length=MAX_PARTS)
 
 
 class Grant(Shape):
     """Where to send or fetch the bytes: `method` on `url` with `headers`, within `expires_in_s` seconds.
 
-    A relative `url` is below the API's own address. `key` is the object's key, to be named in the FinishReport.
+    A relative `url` is below the API's own address. `key` is the object's key, to be named in the FinishReport. Where there are
+    `parts`, the bytes go there instead, and then a PartsDone with `upload` to the API.
     """
 
     method: Literal["PUT", "GET"]
@@ -140,6 +169,9 @@ class Grant(Shape):
     headers: dict[str, str] = Field(default_factory=dict)
     key: str
     expires_in_s: int
+    upload: str | None = None
+    part_bytes: int | None = None
+    parts: tuple[PartGrant, ...] = ()
 
 
 MAX_SECRETS: Final = 200

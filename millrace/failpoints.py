@@ -30,6 +30,8 @@ PASSED: Final = "failpoints.passed"
 
 COMMITS: Final = (
     "attempts.find_cache",
+    "attempts.has_parts",
+    "attempts.note_parts",
     "attempts.record_phase",
     "attempts.settings_of",
     "attempts.store_log",
@@ -85,13 +87,17 @@ ENGINE: Final = (
     "stop",
 )
 STORE: Final = (
+    "abort_parts",
+    "begin_parts",
     "check",
+    "complete_parts",
     "copy",
     "delete",
     "delete_prefix",
     "list",
     "open",
     "presign",
+    "presign_part",
     "put",
     "stat",
 )

@@ -90,6 +90,10 @@ class Settings(BaseSettings):
     vault_mount: Annotated[str, Field(description="Where the KV engine (version 2) is mounted.")] = "secret"
     vault_namespace: Annotated[str | None, Field(description="Namespace in Vault, where it has them.")] = None
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest JSON body the API reads.")] = 2 * 1024**2
+    part_bytes: Annotated[
+        int,
+        Field(ge=5 * 1024**2, le=5 * 1024**3, description="Artifacts that are larger go to the store in parts of so many bytes."),
+    ] = 64 * 1024**2
     max_upload_bytes: Annotated[int, Field(ge=1024, description="Largest source folder or artifact, in bytes.")] = 5 * 1024**3
 
     region: Annotated[str, Field(description="Region named in ARNs and AWS_REGION.")] = "us-east-1"

@@ -112,6 +112,26 @@ def settings_of(db: Database, build_id: str, attempt_no: int, token_hash: str) -
     return db.run(work)
 
 
+def note_parts(db: Database, build_id: str, attempt_no: int, token_hash: str, key: str, upload: str) -> None:
+    """Something is sent in parts from now on, which are removed if it is never completed. Raises AttemptFenced."""
+
+    def work(session: Session) -> None:
+        _build, attempt = held(session, build_id, attempt_no, token_hash)
+        attempt.in_parts = [*(attempt.in_parts or ()), [key, upload]]
+
+    db.run(work)
+
+
+def has_parts(db: Database, build_id: str, attempt_no: int, token_hash: str, key: str, upload: str) -> bool:
+    """Whether this attempt sends that in parts. Raises AttemptFenced."""
+
+    def work(session: Session) -> bool:
+        _build, attempt = held(session, build_id, attempt_no, token_hash)
+        return [key, upload] in (attempt.in_parts or ())
+
+    return db.run(work)
+
+
 def find_cache(db: Database, build_id: str, attempt_no: int, token_hash: str, query: CacheQuery) -> caches.Found | None:
     """The cache that answers to a build's attempt. Raises AttemptFenced."""
 

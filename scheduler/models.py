@@ -159,6 +159,7 @@ class Attempt(Base):
     """One try at a build. `token_hash` lets its worker in until the attempt ends.
 
     Of its log, `log_sha256` and `log_footer` are the worker's word; all else is what the farm itself stored and counted.
+    `in_parts`: keys and names of what it began to send in parts.
     """
 
     __tablename__ = "attempts"
@@ -181,6 +182,7 @@ class Attempt(Base):
     log_footer: Mapped[dict[str, Any] | None] = mapped_column(Json)
     swept: Mapped[bool] = mapped_column(default=False)
     cache_lookups: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    in_parts: Mapped[list[list[str]] | None] = mapped_column(Json)
     __table_args__ = (
         sa.Index("ix_attempts_log_here", "ended_ms", sqlite_where=_LOG_HERE, postgresql_where=_LOG_HERE),
         sa.Index("ix_attempts_unswept", "ended_ms", sqlite_where=sa.text("swept = 0"), postgresql_where=sa.text("swept = false")),

@@ -259,11 +259,13 @@ class Sweeper:
         )
         with self._db.reading() as session:
             unseen = session.execute(
-                sa.select(Attempt.build_id, Attempt.attempt_no, visible.exists(), caches.of_attempt())
+                sa.select(Attempt.build_id, Attempt.attempt_no, Attempt.in_parts, visible.exists(), caches.of_attempt())
                 .where(Attempt.ended_ms < now_ms() - _DAY_MS, Attempt.swept == sa.false())
                 .limit(200)
             ).all()
-        for build_id, attempt_no, is_visible, is_cached in unseen:
+        for build_id, attempt_no, in_parts, is_visible, is_cached in unseen:
+            for key, upload in in_parts or ():
+                self._store.abort_parts(self._settings.bucket, key, upload)
             if not is_visible:
                 self._store.delete_prefix(self._settings.bucket, staging_prefix(build_id, attempt_no))
             if not is_cached:

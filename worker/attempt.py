@@ -151,6 +151,7 @@ def _job(order: Order, here: ParkOrder, parked: Parked | None) -> Job:
         parked=parked,
         git_roots=order.git_roots,
         max_artifact_bytes=order.max_artifact_bytes,
+        part_bytes=order.part_bytes,
         mirrors=order.mirrors,
         layers=order.layers,
     )

@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,8 @@ from millrace.contract import (
     FinishReport,
     Grant,
     GrantRequest,
+    PartGrant,
+    PartsDone,
     PhaseReport,
     PhaseReports,
     RenewReply,
@@ -61,6 +64,7 @@ MOVE_PATIENCE_S: Final = 330.0
 """How long bytes are tried to be moved to or from the object store: it may be away for five minutes and fail no build."""
 _BRIEF_S: Final = 30.0
 """The same for what a build can do without."""
+_PARTS_AT_ONCE: Final = 4
 _WRONG_TRIES: Final = 3
 """How often an object may come with wrong bytes."""
 
@@ -259,15 +263,49 @@ class AttemptControl:
         return None if answer.status_code == 204 else CacheHit.model_validate_json(answer.content, extra="ignore")
 
     def upload(self, grant: Grant, path: Path, sha256: str, *, brief: bool = False) -> None:
-        """Send a file to where it was granted."""
+        """Send a file to where it was granted, some of its parts at once where it was granted in parts."""
         size = path.stat().st_size
 
         def send() -> httpx.Response:
             headers = {**grant.headers, "Content-Length": str(size)}
-            return self._mover.request(grant.method, grant.url, content=self._file(path), headers=headers)
+            return self._mover.request(grant.method, grant.url, content=self._file(path, 0, size), headers=headers)
 
-        self._move(f"take {grant.key}", send, brief=brief)
+        if grant.parts:
+            self._upload_parts(grant, path, size, sha256, brief=brief)
+        else:
+            self._move(f"take {grant.key}", send, brief=brief)
         log.info("artifact.stored", key=grant.key, size_bytes=size, sha256=sha256)
+
+    def _upload_parts(self, grant: Grant, path: Path, size: int, sha256: str, *, brief: bool) -> None:
+        part_bytes = grant.part_bytes or size
+
+        def send(numbered: tuple[int, PartGrant]) -> str:
+            number, part = numbered
+            offset = number * part_bytes
+            count = min(part_bytes, size - offset)
+            tags: list[str] = []
+
+            def put() -> httpx.Response:
+                headers = {**part.headers, "Content-Length": str(count)}
+                answer = self._mover.request("PUT", part.url, content=self._file(path, offset, count), headers=headers)
+                tags.append(answer.headers.get("ETag", "").strip('"'))
+                return answer
+
+            self._move(f"take part {number + 1} of {len(grant.parts)} of {grant.key}", put, brief=brief)
+            return tags[-1]
+
+        with ThreadPoolExecutor(_PARTS_AT_ONCE, "parts") as pool:
+            tags = tuple(pool.map(send, enumerate(grant.parts)))
+        done = PartsDone(key=grant.key, upload=grant.upload or "", size_bytes=size, sha256=sha256, tags=tags)
+        try:
+            patience_s = _BRIEF_S if brief else MOVE_PATIENCE_S
+            self._wire.send("POST", f"{self._path}/grant/complete", patience_s=patience_s, pause=self._pause, **_body(done))
+        except (Unavailable, Refused, NotFound) as error:
+            raise InfraProblem(
+                f"the object store did not put {grant.key} together: {error.message}",
+                reason=Reason.STORAGE,
+                status_code="CLIENT_ERROR",
+            ) from error
 
     def download(self, grant: Grant, path: Path, *, brief: bool = False) -> None:
         """Fetch a granted object into a file. What broke off is gone on with where it did."""
@@ -343,9 +381,11 @@ class AttemptControl:
         if time.monotonic() > self._deadline:
             raise BuildStopped("the build's time was over", reason=Reason.TIMEOUT)
 
-    def _file(self, path: Path) -> Iterator[bytes]:
+    def _file(self, path: Path, offset: int, count: int) -> Iterator[bytes]:
         with open(path, "rb") as file:
-            while piece := file.read(_PIECE_BYTES):
+            file.seek(offset)
+            while piece := file.read(min(count, _PIECE_BYTES)):
+                count -= len(piece)
                 self._check_stop()
                 yield piece
 

@@ -38,6 +38,7 @@ class Order(Shape):
     mould: Mould
     git_roots: tuple[Path, ...]
     max_artifact_bytes: int
+    part_bytes: int
     mirrors: Path | None
     layers: Path | None = None
 
@@ -90,6 +91,7 @@ def make_order(claim: Claim, claimed_at_s: float, mould: Mould, settings: Settin
         mould=mould,
         git_roots=settings.git_roots,
         max_artifact_bytes=settings.max_upload_bytes,
+        part_bytes=settings.part_bytes,
         mirrors=settings.mirrors if settings.mirrors_bytes else None,
         layers=settings.layers if settings.cache_bytes else None,
     )

@@ -5,14 +5,14 @@ Keys live in buckets. Both stores keep size and SHA-256 beside each object, and 
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO, Final, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
-from millrace.contract import Grant
+from millrace.contract import Grant, PartGrant
 from millrace.errors import InfraProblem, InvalidInput
 from millrace.failpoints import guard
 from millrace.project import BUCKET_NAME
@@ -84,6 +84,23 @@ class Store(Protocol):
 
         A PUT sends exactly the grant's headers; other bytes than those announced are refused by the store.
         """
+
+    def begin_parts(self, bucket: str, key: str, *, sha256: str) -> str:
+        """Begin an object that comes in parts; a name for it. Nothing is seen of it before `complete_parts`."""
+
+    def presign_part(
+        self, bucket: str, key: str, upload: str, number: int, *, expires_in_s: int, size_bytes: int, md5: str
+    ) -> PartGrant:
+        """An address to put part `number`, from 1 on. As often as need be: the last one counts."""
+
+    def complete_parts(self, bucket: str, key: str, upload: str, tags: Sequence[str], *, size_bytes: int, sha256: str) -> None:
+        """Make one object of all parts, in order; `tags` are what their puts answered. May be repeated.
+
+        Raises InvalidInput where parts are missing or are not what was announced.
+        """
+
+    def abort_parts(self, bucket: str, key: str, upload: str) -> None:
+        """Remove what is there of its parts. What is complete, or gone, is fine."""
 
     def check(self) -> None:
         """Raises InfraProblem(STORAGE) unless the store can be written to."""
@@ -174,6 +191,17 @@ class HashingReader:
     def sha256(self) -> str:
         """Of all that was read so far."""
         return self._sha256.hexdigest()
+
+
+class Joined:
+    """Pieces as the one body that they make. A `read` may give less than was asked for; nothing means the end."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def read(self, _size: int = -1) -> bytes:
+        """The next piece."""
+        return next(self._pieces, b"")
 
 
 def pieces(body: BinaryIO, *, sha256: str | None, size_bytes: int, what: str) -> Iterator[bytes]:

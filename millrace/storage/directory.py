@@ -15,14 +15,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
-from millrace.contract import Grant
+from millrace.contract import Grant, PartGrant
 from millrace.errors import Forbidden, InvalidInput
-from millrace.storage import PIECE_BYTES, HashingReader, StoredObject, can_begin_a_key, check_key, storage_problem
+from millrace.storage import PIECE_BYTES, HashingReader, Joined, StoredObject, can_begin_a_key, check_key, storage_problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +186,36 @@ class DirectoryStore:
         )
         return Grant(method=method, url=f"/objects/{_sign(self._signing_key, grant)}", key=key, expires_in_s=expires_in_s)
 
+    def begin_parts(self, bucket: str, key: str, *, sha256: str) -> str:
+        check_key(bucket, key)
+        return secrets.token_hex(16)
+
+    def presign_part(
+        self, bucket: str, key: str, upload: str, number: int, *, expires_in_s: int, size_bytes: int, md5: str
+    ) -> PartGrant:
+        """Each is an object by itself beside the one that they become; what they are is looked at when that is put together."""
+        part = _part(key, upload, number)
+        return PartGrant(url=self.presign("PUT", bucket, part, expires_in_s=expires_in_s, size_bytes=size_bytes).url)
+
+    def complete_parts(self, bucket: str, key: str, upload: str, tags: Sequence[str], *, size_bytes: int, sha256: str) -> None:
+        there = {stored.key for stored in self.list(bucket, _part(key, upload))}
+        if not there and _is(self.stat(bucket, key), size_bytes, sha256):
+            return
+        if missing := [number for number in range(1, len(tags) + 1) if _part(key, upload, number) not in there]:
+            raise InvalidInput(f"{key} lacks {len(missing)} of {len(tags)} parts, the first is number {missing[0]}")
+        with contextlib.closing(self._parts(bucket, key, upload, len(tags))) as pieces:
+            self.put(bucket, key, cast(BinaryIO, Joined(pieces)), size_bytes=size_bytes, sha256=sha256)
+        self.abort_parts(bucket, key, upload)
+
+    def _parts(self, bucket: str, key: str, upload: str, count: int) -> Generator[bytes, None, None]:
+        for number in range(1, count + 1):
+            with self.open(bucket, _part(key, upload, number)) as body:
+                while piece := body.read(PIECE_BYTES):
+                    yield piece
+
+    def abort_parts(self, bucket: str, key: str, upload: str) -> None:
+        self.delete_prefix(bucket, _part(key, upload))
+
     def check(self) -> None:
         try:
             probe = self._root / ".tmp" / f"check-{secrets.token_hex(8)}"
@@ -218,6 +248,16 @@ class DirectoryStore:
             except OSError:  # not empty, or another was faster
                 return
             folder = folder.parent
+
+
+def _part(key: str, upload: str, number: int | None = None) -> str:
+    """The key of a part, or what those of all begin with."""
+    folder, slash, _name = key.rpartition("/")
+    return f"{folder}{slash}.{upload}.parts/{'' if number is None else f'{number:05}'}"
+
+
+def _is(stored: StoredObject | None, size_bytes: int, sha256: str) -> bool:
+    return stored is not None and (stored.size_bytes, stored.sha256) == (size_bytes, sha256)
 
 
 def _sync(folder: Path) -> None:

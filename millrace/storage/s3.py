@@ -8,7 +8,7 @@ import io
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import BinaryIO, Final, Literal, TypeVar, cast
 from urllib.parse import quote, urlsplit
@@ -17,11 +17,12 @@ from xml.etree import ElementTree
 import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
+from minio.datatypes import Part
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError
 
-from millrace.contract import Grant
+from millrace.contract import Grant, PartGrant
 from millrace.errors import InvalidInput
 from millrace.storage import PIECE_BYTES, HashingReader, StoredObject, can_begin_a_key, check_key, storage_problem
 
@@ -39,6 +40,8 @@ _PASSING: Final = frozenset(
     }
 )
 """Refusals that may not come again: bytes changed on their way, or the store had too much to do."""
+_NO_UPLOAD: Final = "NoSuchUpload"
+_BAD_PARTS: Final = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "MalformedXML"})
 _PUT_S: Final = 900
 _IN_MEMORY_BYTES: Final = 8 * 1024**2
 _HASH: Final = "sha256"
@@ -228,11 +231,57 @@ class S3Store:
             f"grant {key}", lambda: self._client.get_presigned_url(method, bucket, key, expires=timedelta(seconds=expires_in_s))
         )
 
+    def begin_parts(self, bucket: str, key: str, *, sha256: str) -> str:
+        check_key(bucket, key)
+        self._try(f"keep {key}", lambda: self._make(bucket))
+        headers: dict[str, str | list[str] | tuple[str]] = {f"x-amz-meta-{_HASH}": sha256}
+        return self._try(f"keep {key}", lambda: self._client._create_multipart_upload(bucket, key, headers))
+
+    def presign_part(
+        self, bucket: str, key: str, upload: str, number: int, *, expires_in_s: int, size_bytes: int, md5: str
+    ) -> PartGrant:
+        headers = {"Content-Length": str(size_bytes), "Content-MD5": base64.b64encode(bytes.fromhex(md5)).decode()}
+        params = {"partNumber": str(number), "uploadId": upload}
+        address = self._presigned("PUT", bucket, key, expires_in_s)
+        return PartGrant(url=self._signed(address, headers, expires_in_s, datetime.now(UTC), params), headers=headers)
+
+    def complete_parts(self, bucket: str, key: str, upload: str, tags: Sequence[str], *, size_bytes: int, sha256: str) -> None:
+        check_key(bucket, key)
+        parts = [Part(number, tag) for number, tag in enumerate(tags, start=1)]
+
+        def complete() -> None:
+            try:
+                self._client._complete_multipart_upload(bucket, key, upload, parts)
+            except S3Error as error:
+                if error.code in _BAD_PARTS:
+                    raise InvalidInput(f"{key} lacks parts, or has others than were announced: {error.code}") from error
+                if error.code != _NO_UPLOAD:
+                    raise
+
+        self._try(f"keep {key}", complete)
+        stored = self.stat(bucket, key)
+        if stored is None or (stored.size_bytes, stored.sha256) != (size_bytes, sha256):
+            raise InvalidInput(f"{key} is not there as it was announced: {stored.size_bytes if stored else 'no'} bytes")
+
+    def abort_parts(self, bucket: str, key: str, upload: str) -> None:
+        check_key(bucket, key)
+
+        def abort() -> None:
+            try:
+                self._client._abort_multipart_upload(bucket, key, upload)
+            except S3Error as error:
+                if error.code not in (*_GONE, _NO_UPLOAD):
+                    raise
+
+        self._try(f"delete {key}", abort)
+
     def check(self) -> None:
         self._buckets.discard(self._bucket)
         self._try("answer", lambda: self._make(self._bucket), tries=2)
 
-    def _signed(self, url: str, headers: Mapping[str, str], expires_in_s: int, now: datetime) -> str:
+    def _signed(
+        self, url: str, headers: Mapping[str, str], expires_in_s: int, now: datetime, params: Mapping[str, str] | None = None
+    ) -> str:
         """A presigned PUT whose holder must send `headers` just so; the SDK's own signs none.
 
         Amazon S3 API reference, "Authenticating requests: using query parameters (AWS Signature Version 4)". S3 refuses
@@ -251,6 +300,7 @@ class S3Store:
                 ("X-Amz-Date", moment),
                 ("X-Amz-Expires", str(expires_in_s)),
                 ("X-Amz-SignedHeaders", names),
+                *sorted((params or {}).items()),  # behind those with capitals, as their order is by bytes
             )
         )
         lines = "".join(f"{name}:{wanted[name]}\n" for name in sorted(wanted))

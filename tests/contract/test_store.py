@@ -407,3 +407,61 @@ def test_a_copy_is_the_same_object_with_metadata_of_its_own(case: Case) -> None:
         store.copy(case.bucket, "not/there", f"{case.bucket}-b", "x", metadata={})
     with pytest.raises(InvalidInput):
         store.copy(case.bucket, "from/here", f"{case.bucket}-b", "../x", metadata={})
+
+
+PART = 5 * 1024**2
+PARTS = secrets.token_bytes(PART), secrets.token_bytes(PART), b"the end"
+
+
+def part_grant(case: Case, upload: str, number: int, body: bytes) -> Grant:
+    """A grant for a part, as one can be used."""
+    md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    granted = case.store.presign_part(case.bucket, "in/parts", upload, number, expires_in_s=60, size_bytes=len(body), md5=md5)
+    return Grant(method="PUT", url=granted.url, headers=granted.headers, key="in/parts", expires_in_s=60)
+
+
+def test_parts_become_one_object_that_is_seen_only_then(case: Case) -> None:
+    whole = b"".join(PARTS)
+    upload = case.store.begin_parts(case.bucket, "in/parts", sha256=sha(whole))
+    tags = [hashlib.md5(part, usedforsecurity=False).hexdigest() for part in PARTS]
+    assert case.use(part_grant(case, upload, 2, PARTS[2]), PARTS[2])[0] == 200  # sent again below: the last one counts
+    for number in (3, 1, 2):
+        assert case.use(part_grant(case, upload, number, PARTS[number - 1]), PARTS[number - 1])[0] == 200
+    assert case.use(part_grant(case, upload, 1, PARTS[0]), PARTS[0][:-1])[0] >= 400, "another length than was granted"
+    assert case.store.stat(case.bucket, "in/parts") is None
+    for _ in range(2):
+        case.store.complete_parts(case.bucket, "in/parts", upload, tags, size_bytes=len(whole), sha256=sha(whole))
+    stored = case.store.stat(case.bucket, "in/parts")
+    assert stored is not None
+    assert (stored.size_bytes, stored.sha256) == (len(whole), sha(whole))
+    assert case.get("in/parts") == whole
+    case.store.abort_parts(case.bucket, "in/parts", upload)
+    assert [item.key for item in case.store.list(case.bucket, "")] == ["in/parts"]
+
+
+def test_parts_that_are_not_all_there_or_not_as_announced_become_nothing(case: Case) -> None:
+    whole = b"".join(PARTS)
+    upload = case.store.begin_parts(case.bucket, "in/parts", sha256=sha(whole))
+    tags = [hashlib.md5(part, usedforsecurity=False).hexdigest() for part in PARTS]
+    for number in (1, 2):
+        assert case.use(part_grant(case, upload, number, PARTS[number - 1]), PARTS[number - 1])[0] == 200
+    with pytest.raises(InvalidInput, match="in/parts"):
+        case.store.complete_parts(case.bucket, "in/parts", upload, tags, size_bytes=len(whole), sha256=sha(whole))
+    assert case.store.stat(case.bucket, "in/parts") is None
+    case.store.abort_parts(case.bucket, "in/parts", upload)
+    case.store.abort_parts(case.bucket, "in/parts", upload)
+    assert list(case.store.list(case.bucket, "")) == []
+    with pytest.raises(InvalidInput, match="in/parts"):
+        case.store.complete_parts(case.bucket, "in/parts", upload, tags[:2], size_bytes=2 * PART, sha256=sha(whole))
+
+
+@pytest.mark.minio
+def test_s3_refuses_a_part_of_other_bytes(minio: MinioServer) -> None:
+    bucket = f"test-{secrets.token_hex(6)}"
+    case = Case(s3(minio, bucket), bucket, minio)
+    upload = case.store.begin_parts(bucket, "in/parts", sha256="0" * 64)
+    status, said = case.use(part_grant(case, upload, 1, PARTS[0]), PARTS[1])
+    assert (status, b"BadDigest" in said) == (400, True)
+    forged = part_grant(case, upload, 1, PARTS[0])
+    other = forged.model_copy(update={"url": forged.url.replace("partNumber=1", "partNumber=2")})
+    assert case.use(other, PARTS[0])[0] == 403

@@ -21,6 +21,7 @@ import httpx
 import sqlalchemy as sa
 
 from millrace.client import ApiRefused
+from millrace.contract import LEAST_PART_BYTES
 from millrace.errors import MillraceError, NotFound, Unavailable
 from millrace.failpoints import MARK, ORDER, PASSED, POINTS
 from scheduler.db import Database, now_ms
@@ -30,7 +31,12 @@ from tests.support.records import a_project_json
 from tests.support.webhooks import SHA, github_pull_request, sent
 
 T = TypeVar("T")
-WATCHED: Final = {"MILLRACE_TESTING": "1", "MILLRACE_FAILPOINT": "watch", "MILLRACE_SLOTS": "2"}
+WATCHED: Final = {
+    "MILLRACE_TESTING": "1",
+    "MILLRACE_FAILPOINT": "watch",
+    "MILLRACE_SLOTS": "2",
+    "MILLRACE_PART_BYTES": str(LEAST_PART_BYTES),
+}
 """Settings of a farm that is killed at places."""
 _RICH: Final = """version: 0.2
 env:
@@ -82,8 +88,11 @@ class Stage:
             "/v1/projects", a_project_json("hooked", source={"type": "GIT", "location": "https://127.0.0.1:1/nothing.git"})
         )
         client.post("/v1/projects/hooked/webhook")
-        for name, command in (("slow", "sleep 60"), ("short", "sleep 4")):
+        large = f"head -c {LEAST_PART_BYTES + 1} /dev/urandom > large.bin"
+        for name, command in (("slow", "sleep 60"), ("short", "sleep 4"), ("large", large)):
             spec = f"version: 0.2\nphases:\n  build:\n    commands:\n      - {command}\n"
+            if name == "large":
+                spec += "artifacts:\n  files: [large.bin]\n"
             client.post("/v1/projects", a_project_json(name, source={"type": "NO_SOURCE", "buildspec": spec}))
 
     def arm(self) -> None:
@@ -241,6 +250,11 @@ def _copied(stage: Stage) -> None:
     stage.ended(stage.ask("copied"))
     stage.arm()
     stage.ended(stage.ask("copied"))
+
+
+def _large(stage: Stage) -> None:
+    stage.arm()
+    stage.ended(stage.ask("large"))
 
 
 def _stopped(stage: Stage) -> None:
@@ -429,8 +443,8 @@ def _taken(stage: Stage) -> None:
     assert again(lambda: stage.farm.client.get("/v1/caches", project="copied"))["caches"] == []
 
 
-def _losers(stage: Stage) -> None:
-    build = stage.ask("short")
+def _losers(stage: Stage, project: str = "short") -> None:
+    build = stage.ask(project)
     stage.ended(build)
     mine = sa.and_(Attempt.build_id == build, Attempt.attempt_no == 1)
     wait_until(lambda: stage.look(sa.select(Attempt.log_key).where(mine)) != [None], 60)
@@ -441,7 +455,13 @@ def _losers(stage: Stage) -> None:
     stage.change(sa.update(Attempt).where(mine).values(ended_ms=ended_ms))
 
 
+def _large_losers(stage: Stage) -> None:
+    _losers(stage, "large")
+
+
 STORIES: Final[dict[str, Callable[[Stage], None]]] = {
+    "commit.attempts.has_parts": _large,
+    "commit.attempts.note_parts": _large,
     "commit.caches.drop": _replaced,
     "commit.caches.make_room": _crowded,
     "commit.caches.remove": _taken,
@@ -470,8 +490,12 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.tokens.revoke": _command("token", "revoke"),
     "engine.copy_in": _copied,
     "engine.copy_out": _copied,
+    "store.abort_parts": _large_losers,
+    "store.begin_parts": _large,
+    "store.complete_parts": _large,
     "store.delete": _replaced,
     "store.delete_prefix": _losers,
+    "store.presign_part": _large,
     "verb.renew": _renewed,
 }
 """Of the places that a build with a source, a secret, a cache and published artifacts does not pass by itself."""

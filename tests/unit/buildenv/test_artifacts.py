@@ -1,14 +1,17 @@
 """What goes into artifacts, and what never does."""
 
 import hashlib
+import io
 import os
 import stat
 import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from buildenv.artifacts import Outside, check_name, collect, pack_file, pack_zip
+from buildenv.artifacts import Hashed, Outside, check_name, collect, pack_file, pack_zip, part_size
 from buildenv.buildspec import ArtifactsSpec
 from millrace.errors import BuildProblem
 from millrace.vocabulary import Reason
@@ -123,3 +126,22 @@ def test_too_large_and_changing_files_are_errors_and_never_torn(tree: Path, tmp_
     (tree / "big").symlink_to("/etc/passwd")
     with pytest.raises((BuildProblem, OSError)):
         pack_file(found, tmp_path / "z", max_bytes=10**6)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=12), st.integers(min_value=1, max_value=50))
+def test_the_parts_of_a_file_are_hashed_as_it_is_written(pieces: list[bytes], part_bytes: int) -> None:
+    hashed = Hashed(io.BytesIO(), part_bytes)
+    for piece in pieces:
+        hashed.write(piece)
+    whole = b"".join(pieces)
+    parts = [whole[at : at + part_bytes] for at in range(0, len(whole), part_bytes)]
+    assert hashed.parts() == tuple(hashlib.md5(part, usedforsecurity=False).hexdigest() for part in parts)
+    assert hashed.md5.hexdigest() == hashlib.md5(whole, usedforsecurity=False).hexdigest()
+    assert hashed.sha256.hexdigest() == hashlib.sha256(whole).hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 * 2**20, 64 * 2**20 + 1, 5 * 2**30, 64 * 10**9, 5 * 2**40])
+def test_a_file_of_any_size_that_s3_takes_has_parts_that_s3_takes(size: int) -> None:
+    part = part_size(size, 64 * 2**20)
+    assert 5 * 2**20 <= part <= 5 * 2**30 + 2**28
+    assert -(-size // part) <= 1001

@@ -117,6 +117,7 @@ def job(tmp_path: Path, spec: str, deadline_in_s: float = 60, **settings: Any) -
         mould=Mould(image="some/image:1", cpus=1, memory_bytes=1024**3, pids=100, network="none"),
         git_roots=(),
         max_artifact_bytes=10**6,
+        part_bytes=64 * 1024 * 1024,
     )
 
 
