@@ -33,6 +33,7 @@ class CatchUp:
 
     def __init__(self, db: Database, settings: Settings, look: Look) -> None:
         self._db, self._settings, self._look = db, settings, look
+        self._unread: set[str] = set()
 
     def run(self) -> list[str]:
         """The builds that were started. Raises Unavailable where the database is away."""
@@ -55,22 +56,29 @@ class CatchUp:
             project = session.get(Project, row.project_name) if row is not None else None
         if row is None or project is None:
             return []
-        try:
-            found = self._look(project.name, ProjectSettings.model_validate(project.settings).source)
-        except Unavailable:
-            raise
-        except MillraceError as problem:
-            log.warning("webhook.not_looked", project=project.name, why=problem.message)
-            found = None
-        if found is not None and len(found) > _MOST_REFS:
-            log.warning("webhook.not_looked", project=project.name, why=f"it has {len(found)} branches")
-            found = None
-        moved = self._moved(ident, found)
+        moved = self._moved(ident, self._read(project))
         try:
             hook = hooks.get(self._db, project.name)
         except NotFound:
             return []
         return [build for ref, before, commit in moved for build in self._tell(hook, ref, before, commit)]
+
+    def _read(self, project: Project) -> Mapping[str, str] | None:
+        """The branches; None where they are not to be had, which is said once, until they are again."""
+        try:
+            found = self._look(project.name, ProjectSettings.model_validate(project.settings).source)
+            why = "" if len(found) <= _MOST_REFS else f"it has {len(found)} branches, and {_MOST_REFS} are looked at"
+        except Unavailable:
+            raise
+        except MillraceError as problem:
+            found, why = {}, problem.message
+        if not why:
+            self._unread.discard(project.name)
+            return found
+        if project.name not in self._unread:
+            self._unread.add(project.name)
+            log.warning("webhook.not_looked", project=project.name, why=why)
+        return None
 
     def _moved(self, ident: str, found: Mapping[str, str] | None) -> list[tuple[str, str | None, str]]:
         """Note where the branches are: ref, commit before and commit of those whose push nobody told of. None: not to be had."""

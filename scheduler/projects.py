@@ -11,7 +11,7 @@ from millrace.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from millrace.project import ProjectSettings
 from millrace.webhook import PROVIDERS
 from scheduler.db import Database, now_ms
-from scheduler.models import Build, Project, Secret, Token, Webhook
+from scheduler.models import Build, Delivery, Project, Secret, Token, Webhook
 from scheduler.states import TERMINAL
 
 
@@ -81,6 +81,7 @@ def delete(db: Database, name: str) -> None:
         )
         session.execute(sa.delete(Secret).where(Secret.project_name == name))
         session.execute(sa.delete(Webhook).where(Webhook.project_name == name))
+        session.execute(sa.delete(Delivery).where(Delivery.project_name == name))
 
     db.run(work)
 

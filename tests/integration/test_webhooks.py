@@ -445,7 +445,12 @@ def test_a_webhook_is_shown_changed_and_removed(farm: Farm) -> None:
     assert hook.send(github_push()).status_code == 404
     again = farm.ok("POST", "/v1/projects/demo/webhook", json={})
     assert again["secret"] != hook.secret
+    other = Hook(farm, "github", "demo", urlsplit(again["payloadUrl"]).path, again["secret"])
+    assert other.send({"zen": "x"}, event="ping").status_code == 200
+    assert len(other.deliveries()) == 1
     assert farm.user("DELETE", "/v1/projects/demo").status_code == 204
+    a_project(farm.db, "demo", source=SOURCES["github"])
+    assert other.deliveries() == []
 
 
 def test_secrets_are_sealed_and_never_shown_again(one: Farm, settings: Settings) -> None:
