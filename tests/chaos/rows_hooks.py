@@ -129,6 +129,7 @@ def missed(chaos: Chaos) -> None:
 )
 def forced(chaos: Chaos) -> None:
     with hooked_farm(chaos) as hooked:
+        wait_until(lambda: hooked.farm.client.get("/v1/fleets")["fleets"], 60)
         hooked.farm.client.post("/v1/fleets/default/pause", {"why": "a test"})
         wanted: dict[str, tuple[str, bool]] = {}
         for number in range(30):
