@@ -4,7 +4,22 @@ import threading
 
 from flask import Flask
 
-from api import artifacts, attempts, builds, caches, errors, fleets, health, hooks, logs, objects, projects, secrets, uploads
+from api import (
+    artifacts,
+    attempts,
+    builds,
+    caches,
+    errors,
+    fleets,
+    health,
+    hooks,
+    logs,
+    notices,
+    objects,
+    projects,
+    secrets,
+    uploads,
+)
 from api.context import Context, places_for_streams
 from api.readiness import Readiness, silent
 from api.webhooks import routes as webhooks
@@ -44,7 +59,22 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
         ringer=Ringer(db, bell),
         hooks=OpenHooks(db, keys_of(settings)),
     )
-    for part in (projects, builds, fleets, caches, secrets, hooks, logs, artifacts, uploads, attempts, objects, health, webhooks):
+    for part in (
+        projects,
+        builds,
+        fleets,
+        caches,
+        secrets,
+        hooks,
+        notices,
+        logs,
+        artifacts,
+        uploads,
+        attempts,
+        objects,
+        health,
+        webhooks,
+    ):
         app.register_blueprint(part.blueprint)
     errors.install(app)
     return app

@@ -10,12 +10,13 @@ from api.context import here
 from api.paging import limit_of, only
 from buildenv.buildspec import looks_inline, parse
 from buildenv.source import check_location
-from millrace.errors import Forbidden, InvalidInput
+from millrace.errors import FieldProblem, Forbidden, InvalidInput
 from millrace.project import BuildSettings, ProjectArtifacts, ProjectSettings, ProjectSource
 from millrace.settings import Settings
 from millrace.storage import check_key
 from millrace.vocabulary import TokenScope
 from scheduler import projects
+from scheduler.notices import REPORTED
 
 _BY_ADMIN: Final = "Use an admin token."
 blueprint = Blueprint("projects", __name__, url_prefix="/v1/projects")
@@ -28,6 +29,7 @@ def create() -> tuple[Response, int, dict[str, str]]:
     context = here()
     settings = jsonbody.read(ProjectSettings)
     check_sources(context.settings, settings.source, *settings.secondary_sources)
+    _check_shown(settings)
     check_artifacts(context.settings, settings.artifacts, *settings.secondary_artifacts)
     record = projects.create(context.db, settings)
     where = url_for("projects.show", name=settings.name)
@@ -65,6 +67,7 @@ def replace(name: str) -> dict[str, Any]:
     if settings.name != name:
         raise InvalidInput(f"the address names project {name!r}, the body {settings.name!r}")
     check_sources(context.settings, settings.source, *settings.secondary_sources)
+    _check_shown(settings)
     check_artifacts(context.settings, settings.artifacts, *settings.secondary_artifacts)
     if principal().scope is TokenScope.PROJECT:
         check_reach(projects.get(context.db, name).settings, settings)
@@ -96,6 +99,14 @@ def check_sources(settings: Settings, *sources: ProjectSource) -> None:
             raise _no_buildspec(source.buildspec, "a path is read below the source's top folder")
         elif not source.buildspec.isprintable():
             raise _no_buildspec(source.buildspec, "a path has no control characters")
+
+
+def _check_shown(settings: ProjectSettings) -> None:
+    """Raises InvalidInput where nobody would see what the project wants to be shown (CodeBuild: reportBuildStatus)."""
+    source = settings.source
+    if source.report_build_status and source.type not in REPORTED:
+        what = f"is for sources of the types {', '.join(sorted(REPORTED))}, not {source.type}"
+        raise InvalidInput(f"reportBuildStatus {what}", fields=[FieldProblem(field="source.reportBuildStatus", what=what)])
 
 
 def check_artifacts(settings: Settings, *wanted: ProjectArtifacts) -> None:

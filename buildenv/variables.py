@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from buildenv.buildspec import Buildspec
 from millrace.contract import Claim, SecretReference
 from millrace.ids import container_name, uuid_of
-from millrace.project import ProjectSource, WebhookCause
+from millrace.project import ProjectSource
 from millrace.vocabulary import SourceType
 
 CA_INSIDE: Final = "/codebuild/ca-certificates.crt"
@@ -81,21 +81,7 @@ def fixed(claim: Claim, *, src_dir: str, image: str) -> dict[str, str]:
     }
     if settings.debug_session_enabled:
         values["MILLRACE_DEBUG_SESSION"] = "1"
-    return values if settings.webhook is None else values | of_webhook(settings.webhook)
-
-
-def of_webhook(cause: WebhookCause) -> dict[str, str]:
-    """What the farm sets for a build that a webhook started. The values are whatever somebody named a branch."""
-    values = {
-        "EVENT": cause.event,
-        "TRIGGER": cause.trigger,
-        "HEAD_REF": cause.head_ref,
-        "BASE_REF": cause.base_ref,
-        "ACTOR_ACCOUNT_ID": cause.actor_account_id,
-        "PREV_COMMIT": cause.prev_commit,
-        "MERGE_COMMIT": cause.merge_commit,
-    }
-    return {f"CODEBUILD_WEBHOOK_{name}": value for name, value in values.items() if value is not None}
+    return values if settings.webhook is None else values | settings.webhook.variables()
 
 
 def of_secondary(source: ProjectSource, version: str | None, src_dir: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import click
 
 from millrace import __version__, failpoints
 from millrace import log as logging
-from millrace.commands import backup, builds, caches, farm, fleets, fsck, lint, secrets, webhooks
+from millrace.commands import backup, builds, caches, farm, fleets, fsck, lint, notices, secrets, webhooks
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
@@ -50,6 +50,7 @@ for verb in (
     caches.cache,
     secrets.secret,
     webhooks.webhook,
+    notices.notices,
     farm.migrate,
     backup.backup,
     backup.restore,

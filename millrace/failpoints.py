@@ -54,6 +54,10 @@ COMMITS: Final = (
     "leases.renew",
     "lifecycle.finish",
     "lifecycle.request_stop",
+    "messenger.Messenger._hold",
+    "messenger.Messenger._note",
+    "messenger.Messenger._postpone",
+    "messenger.Messenger._settle_older",
     "missed.CatchUp._moved",
     "projects.create",
     "projects.delete",
@@ -116,7 +120,14 @@ VERBS: Final = (
 """What a worker asks of the API, and of the object store by a grant."""
 POINTS: Final = tuple(
     f"{kind}.{name}.{side}"
-    for kind, names in (("commit", COMMITS), ("bell", ("ring",)), ("store", STORE), ("engine", ENGINE), ("verb", VERBS))
+    for kind, names in (
+        ("commit", COMMITS),
+        ("bell", ("ring",)),
+        ("notice", ("send",)),
+        ("store", STORE),
+        ("engine", ENGINE),
+        ("verb", VERBS),
+    )
     for name in names
     for side in ("before", "after")
 )

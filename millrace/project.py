@@ -394,6 +394,19 @@ class WebhookCause(Shape):
     from_fork: bool = False
     buildspec_ref: str | None = None
 
+    def variables(self) -> dict[str, str]:
+        """What the farm sets for a build that a webhook started. The values are whatever somebody named a branch."""
+        values = {
+            "EVENT": self.event,
+            "TRIGGER": self.trigger,
+            "HEAD_REF": self.head_ref,
+            "BASE_REF": self.base_ref,
+            "ACTOR_ACCOUNT_ID": self.actor_account_id,
+            "PREV_COMMIT": self.prev_commit,
+            "MERGE_COMMIT": self.merge_commit,
+        }
+        return {f"CODEBUILD_WEBHOOK_{name}": value for name, value in values.items() if value is not None}
+
 
 class BuildSettings(_Sources):
     """The effective settings of one build: its project's, with the request's overrides already applied."""

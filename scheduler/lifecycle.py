@@ -15,7 +15,7 @@ from millrace.ids import staging_prefix
 from millrace.log import get_logger
 from millrace.project import BuildSettings
 from millrace.vocabulary import COMMAND_PHASES, BuildState, PhaseType, Reason, StatusType, Verdict
-from scheduler import caches, logs, publication
+from scheduler import caches, logs, notices, publication
 from scheduler.db import Database, now_ms
 from scheduler.models import Attempt, Build, Event, LogChunk, Phase, Project
 from scheduler.queue import Origin, enqueue, put_bell
@@ -109,6 +109,7 @@ def apply(session: Session, build: Build, event: BuildEvent, *, reason: Reason |
         )
     )
     session.flush()
+    notices.note(session, build)
     if then in _RETRIED and reason is not None:
         _retry_by_itself(session, build, reason)
     facts = {"build_id": build.id, "attempt_no": build.attempt_no, "before": before.value, "after": then.value}
@@ -296,6 +297,7 @@ def check_phases(reports: Sequence[PhaseReport]) -> None:
 
 def note_phases(session: Session, build: Build, reports: Sequence[PhaseReport]) -> None:
     """Write down that phases of the attempt that holds the build began or ended, and move the build along with them."""
+    unknown = notices.commit_of(build) is None
     for report in reports:
         if build.state == BuildState.CLAIMED:
             apply(session, build, BuildEvent.STARTED)
@@ -314,6 +316,8 @@ def note_phases(session: Session, build: Build, reports: Sequence[PhaseReport]) 
         if report.resolved_source_version:
             build.resolved_source_version = plain(report.resolved_source_version)[:_MAX_VERSION_CHARS]
     session.flush()
+    if unknown:
+        notices.note(session, build)
 
 
 def plain(text: str) -> str:

@@ -401,6 +401,37 @@ class Outbox(Base):
     )
 
 
+class Notice(Base):
+    """What a git server is to be told of a build, written in the commit of the move (`scheduler.notices`).
+
+    Of a `topic`, the newest by `asked_ms` (when the build was asked for) and `id` counts. `outcome` is set once it is settled;
+    `known_as` is what the server calls the status.
+    """
+
+    __tablename__ = "notices"
+    id: Mapped[int] = mapped_column(_AUTO, primary_key=True, autoincrement=True)
+    project_name: Mapped[str] = mapped_column(sa.String(150))
+    build_id: Mapped[str] = mapped_column(sa.ForeignKey("builds.id"))
+    topic: Mapped[str] = mapped_column(sa.String(64))
+    asked_ms: Mapped[int] = mapped_column(Ms)
+    commit_id: Mapped[str] = mapped_column(sa.String(64))
+    context: Mapped[str] = mapped_column(sa.String(255))
+    state: Mapped[str] = mapped_column(sa.String(20))
+    created_ms: Mapped[int] = mapped_column(Ms)
+    due_ms: Mapped[int] = mapped_column(Ms)
+    tries: Mapped[int] = mapped_column(default=0, server_default="0")
+    settled_ms: Mapped[int | None] = mapped_column(Ms)
+    outcome: Mapped[str | None] = mapped_column(sa.String(20))
+    why: Mapped[str] = mapped_column(sa.Text, default="", server_default="")
+    known_as: Mapped[str | None] = mapped_column(sa.String(50))
+    __table_args__ = (
+        sa.Index("ix_notices_topic", "topic", "asked_ms", "id"),
+        sa.Index("ix_notices_build", "build_id", "id"),
+        sa.Index("ix_notices_project", "project_name", "id"),
+        _index("ix_notices_due", "due_ms", only=sa.text("settled_ms IS NULL")),
+    )
+
+
 class Idempotency(Base):
     """A request's key and what it made, for 24 hours."""
 

@@ -11,6 +11,7 @@ from millrace.errors import FieldProblem, InvalidInput
 from millrace.ids import new_build_id
 from millrace.project import BuildSettings
 from millrace.vocabulary import BuildState
+from scheduler import notices
 from scheduler.db import now_ms
 from scheduler.models import Build, Outbox, Project
 
@@ -67,6 +68,7 @@ def enqueue(session: Session, project: Project, wanted: BuildSettings, origin: O
     session.add(build)
     session.flush()
     put_bell(session, build, at_ms=now)
+    notices.note(session, build)
     return build
 
 

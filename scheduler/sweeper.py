@@ -17,11 +17,11 @@ from millrace.ids import cache_prefix, log_key, log_list_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.storage import Store
-from scheduler import caches, dispatch, leases, logs, missed, publication
+from scheduler import caches, dispatch, leases, logs, messenger, missed, publication
 from scheduler.db import Database, now_ms
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
-from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Outbox, Worker
+from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Notice, Outbox, Worker
 
 log = get_logger(__name__)
 _DAY_MS: Final = 86_400_000
@@ -37,7 +37,8 @@ _STORE_S: Final = 1.0
 class Sweeper:
     """One scheduler. Several may run; the one that holds the leader's lease acts. `monotonic` is a clock that nobody sets.
 
-    `look` reads the branches of a repository; without it, pushes that no webhook told of stay unknown.
+    `look` reads the branches of a repository; without it, pushes that no webhook told of stay unknown. `credentials` open the API
+    of a git server; without them, none is told of builds.
     """
 
     def __init__(
@@ -49,14 +50,16 @@ class Sweeper:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         look: missed.Look | None = None,
+        credentials: messenger.Credentials | None = None,
     ) -> None:
         self._db, self._bell, self._store, self._settings = db, bell, store, settings
         self._monotonic = monotonic
         self._name = f"{settings.host}-{uuid.uuid4().hex[:8]}"
         self._catch_up = missed.CatchUp(db, settings, look) if look is not None else None
+        self._messenger = messenger.Messenger(db, settings, credentials) if credentials is not None else None
         self._publisher = publication.Publisher(db, store, settings)
         self._beside: dict[str, threading.Thread] = {}
-        self._stop_publishing = threading.Event()
+        self._leaving = threading.Event()
         self._as_of_ms: int | None = None
         self._this_round: tuple[int, float] | None = None
         self._last_round: tuple[int, float] | None = None
@@ -73,6 +76,7 @@ class Sweeper:
             self._forget_old_rows,
             self._publish,
             self._look_for_pushes,
+            self._tell_git_servers,
             self._tend_store,
         )
         return True
@@ -107,11 +111,16 @@ class Sweeper:
 
     def _publish(self) -> None:
         if self._publisher.due():
-            self._run_beside("publisher", lambda: self._publisher.publish(stop=self._stop_publishing))
+            self._run_beside("publisher", lambda: self._publisher.publish(stop=self._leaving))
 
     def _look_for_pushes(self) -> None:
         if self._catch_up is not None:
             self._run_beside("missed", self._catch_up.run)
+
+    def _tell_git_servers(self) -> None:
+        teller = self._messenger
+        if teller is not None and teller.due():
+            self._run_beside("messenger", lambda: teller.run(self._leaving))
 
     def _tend_store(self) -> None:
         tending = self._run_beside(
@@ -146,7 +155,7 @@ class Sweeper:
             except Unavailable as problem:
                 log.warning("sweep.database_away", why=problem.message)
             stop.wait(self._settings.sweep_every_s)
-        self._stop_publishing.set()
+        self._leaving.set()
         self._resign()
         log.info("scheduler.stopped", name=self._name)
 
@@ -282,6 +291,7 @@ class Sweeper:
         def work(session: Session) -> None:
             session.execute(sa.delete(Idempotency).where(Idempotency.created_ms < now_ms() - KEY_LASTS_MS))
             session.execute(sa.delete(Outbox).where(Outbox.sent_ms < now_ms() - _DAY_MS))
+            session.execute(sa.delete(Notice).where(Notice.settled_ms < now_ms() - 30 * _DAY_MS))
             session.execute(sa.delete(Worker).where(Worker.last_seen_ms < now_ms() - 7 * _DAY_MS))
 
         self._db.run(work)

@@ -99,7 +99,7 @@ def api(session: Session, ready_file: Path | None) -> int:
 @click.pass_obj
 def scheduler(session: Session) -> int:
     """Be the scheduler: leases, deadlines, unsent messages. Several may run; one acts."""
-    from millrace.commands.looking import by_git
+    from millrace.commands.looking import by_git, credentials
 
     settings = session.settings
     stop = threading.Event()
@@ -111,8 +111,15 @@ def scheduler(session: Session) -> int:
     signal.signal(signal.SIGINT, leave)
     database = Database(settings.database)
     database.require_schema()
-    look = by_git(settings, open_provider(settings, database), stop)
-    Sweeper(database, Bell(settings.broker), open_store(settings), settings, look=look).run_forever(stop)
+    secrets = open_provider(settings, database)
+    Sweeper(
+        database,
+        Bell(settings.broker),
+        open_store(settings),
+        settings,
+        look=by_git(settings, secrets, stop),
+        credentials=credentials(settings, secrets),
+    ).run_forever(stop)
     database.dispose()
     return 0
 

@@ -1,4 +1,4 @@
-"""How the scheduler looks at a project's repository: by git, with its source's credentials, as a worker would."""
+"""What the scheduler does with a source's credential: look at the repository, as a worker would, and answer its git server."""
 
 import threading
 from collections.abc import Mapping
@@ -10,7 +10,9 @@ from millrace.contract import SecretReference
 from millrace.project import ProjectSource
 from millrace.secrets import SecretProvider, values_of
 from millrace.settings import Settings
+from scheduler.messenger import Credentials
 from scheduler.missed import Look
+from scheduler.providers import Access
 
 _PATIENCE_S: Final = 20.0
 
@@ -19,18 +21,31 @@ def by_git(settings: Settings, secrets: SecretProvider, stop: threading.Event) -
     """Reads the branches of a repository, until `stop`."""
 
     def look(project: str, source: ProjectSource) -> Mapping[str, str]:
-        credential = None
-        if source.auth is not None and source.auth.type == "SECRETS_MANAGER" and source.auth.resource:
-            reference = SecretReference(name="auth", type="SECRETS_MANAGER", value=source.auth.resource)
-            values = values_of(secrets, project, [reference], allowed=settings.secrets_names)
-            credential = Credential.read(values["auth"], source)
         return heads(
             source,
             git_roots=settings.git_roots,
             ca_bundle=settings.ca_bundle,
             stop=stop,
             patience_s=_PATIENCE_S,
-            credential=credential,
+            credential=_credential(settings, secrets, project, source),
         )
 
     return look
+
+
+def credentials(settings: Settings, secrets: SecretProvider) -> Credentials:
+    """Opens the API of a source's git server with what git itself is given."""
+
+    def find(project: str, source: ProjectSource) -> Access | None:
+        found = _credential(settings, secrets, project, source)
+        return Access(username=found.username, token=found.password) if found is not None else None
+
+    return find
+
+
+def _credential(settings: Settings, secrets: SecretProvider, project: str, source: ProjectSource) -> Credential | None:
+    if source.auth is None or source.auth.type != "SECRETS_MANAGER" or not source.auth.resource:
+        return None
+    reference = SecretReference(name="auth", type="SECRETS_MANAGER", value=source.auth.resource)
+    values = values_of(secrets, project, [reference], allowed=settings.secrets_names)
+    return Credential.read(values["auth"], source)

@@ -157,7 +157,8 @@ INVARIANTS: Final[Sequence[Invariant]] = (
     Invariant(
         number=16,
         name="What is to be told is told",
-        how="while the broker answers, no message is older than five minutes and due for one",
+        how="while the broker answers, no message is older than five minutes and due for one; no notice of a git server is older "
+        "than five minutes and due for five",
         check=outside.outbox_is_sent,
     ),
     Invariant(

@@ -16,7 +16,7 @@ from scheduler import attempts
 from scheduler.db import now_ms
 from scheduler.fsck.objects import the_store
 from scheduler.fsck.terms import SHOWN, Fault, NotHere, Said, Scope, Thing, said
-from scheduler.models import Attempt, Base, Build, LogChunk, Outbox, Secret
+from scheduler.models import Attempt, Base, Build, LogChunk, Notice, Outbox, Secret
 
 RING: Final = "ring"
 CLEAN_HOST: Final = "clean-host"
@@ -24,6 +24,8 @@ GONE_S: Final = 90.0
 """How long after its attempt's end a thing may still be on its host."""
 _UNSENT_MS: Final = 300_000
 _DUE_MS: Final = 60_000
+_UNTOLD_MS: Final = 300_000
+"""A git server that answers slowly may take as long as this for those before it."""
 _TOGETHER: Final = 500
 _TEXT: Final = (sa.String, sa.Text, sa.JSON, sa.types.TypeDecorator)
 
@@ -81,25 +83,40 @@ def _broker_problem(scope: Scope) -> str | None:
 
 
 def outbox_is_sent(scope: Scope) -> Said:
-    """16: nothing that can be told to the broker waits; what is tried again and again is not late."""
+    """16: nothing that can be told to the broker or a git server waits; what is tried again and again is not late."""
     late = scope.rows(
         sa.select(Outbox.key, Outbox.tries).where(
             Outbox.sent_ms.is_(None), Outbox.created_ms < now_ms() - _UNSENT_MS, Outbox.next_try_ms < now_ms() - _DUE_MS
         )
     )
+    untold = [
+        Fault(
+            what=f"notice {row.id} of {row.build_id} ({row.state}) is not sent after {row.tries} tries",
+            ids=(row.build_id,),
+            hint="Is the scheduler running? /readyz says; its log tells of messenger's troubles.",
+        )
+        for row in scope.rows(
+            sa.select(Notice.id, Notice.build_id, Notice.state, Notice.tries).where(
+                Notice.settled_ms.is_(None), Notice.created_ms < now_ms() - _UNSENT_MS, Notice.due_ms < now_ms() - _UNTOLD_MS
+            )
+        )
+    ]
     problem = _broker_problem(scope)
     if problem is not None:
-        return said(f"the broker is away ({problem}), and so nothing is late", ())
+        return said(f"all notices not sent; the broker is away ({problem}), and so no message is late", untold)
     return said(
-        "all messages not sent",
+        "all messages and notices not sent",
         [
-            Fault(
-                what=f"message {row.key} is not sent after {row.tries} tries",
-                ids=(row.key,),
-                repair=RING,
-                hint="Is the scheduler running? /readyz says.",
-            )
-            for row in late
+            *untold,
+            *(
+                Fault(
+                    what=f"message {row.key} is not sent after {row.tries} tries",
+                    ids=(row.key,),
+                    repair=RING,
+                    hint="Is the scheduler running? /readyz says.",
+                )
+                for row in late
+            ),
         ],
     )
 

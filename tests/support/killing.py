@@ -25,7 +25,7 @@ from millrace.contract import LEAST_PART_BYTES
 from millrace.errors import MillraceError, NotFound, Unavailable
 from millrace.failpoints import MARK, ORDER, PASSED, POINTS
 from scheduler.db import Database, now_ms
-from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Token, Webhook
+from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Notice, Token, Webhook
 from tests.support.farm import Farm, wait_until
 from tests.support.records import a_project_json
 from tests.support.webhooks import SHA, github_pull_request, sent
@@ -88,6 +88,9 @@ class Stage:
             "/v1/projects", a_project_json("hooked", source={"type": "GIT", "location": "https://127.0.0.1:1/nothing.git"})
         )
         client.post("/v1/projects/hooked/webhook")
+        told = {"type": "GITHUB_ENTERPRISE", "location": "https://127.0.0.1:1/o/r.git", "reportBuildStatus": True}
+        told |= {"auth": {"type": "SECRETS_MANAGER", "resource": "word"}}
+        client.post("/v1/projects", a_project_json("told", source=told))
         large = f"head -c {LEAST_PART_BYTES + 1} /dev/urandom > large.bin"
         for name, command in (("slow", "sleep 60"), ("short", "sleep 4"), ("large", large)):
             spec = f"version: 0.2\nphases:\n  build:\n    commands:\n      - {command}\n"
@@ -133,7 +136,7 @@ class Stage:
         assert shown["buildStatus"] == self.expected[build], (self.point, build, shown["millrace"])
         return shown
 
-    def change(self, statement: sa.Update) -> int:
+    def change(self, statement: sa.Update | sa.Insert) -> int:
         """Change the farm's records behind its back, as the time that passes would; how many rows."""
         database = Database(f"sqlite:///{self.farm.home / 'data' / 'millrace.db'}")
         try:
@@ -419,6 +422,23 @@ def _resigned(stage: Stage) -> None:
     stage.ended(stage.ask("rich"))
 
 
+def _noticed(stage: Stage) -> None:
+    """Of these topics one is of no git server, four are of a server that is away, and of one a newer build has told."""
+    plain, away = stage.ask("short"), stage.ask("told", "STOPPED")
+    again(lambda: stage.farm.client.post(f"/v1/builds/{away}/stop"))
+    stage.ended(plain)
+    stage.ended(away)
+    stage.arm()
+    rows = [("a", plain, 1, None), ("c", away, 1, None), ("c", away, 2, 1), *((f"b{n}", away, 1, None) for n in range(4))]
+    for name, build, asked_ms, settled_ms in rows:
+        row = {"topic": f"{name}-{away}"[:64], "asked_ms": asked_ms, "settled_ms": settled_ms, "outcome": settled_ms and "SENT"}
+        row |= {"project_name": "told", "build_id": build, "commit_id": "0" * 40, "context": "", "state": "STOPPED"}
+        stage.change(sa.insert(Notice).values(**row, created_ms=now_ms(), due_ms=0))
+    mine = sa.and_(Notice.topic.like(f"%-{away}"[:64]), Notice.settled_ms.is_(None), Notice.due_ms == 0)
+    wait_until(lambda: stage.look(sa.select(Notice.id).where(mine)) == [], 60)
+    stage.change(sa.update(Notice).where(Notice.settled_ms.is_(None)).values(settled_ms=1))
+
+
 def _replaced(stage: Stage) -> None:
     for _ in range(2):
         stage.ended(stage.ask("copied"))
@@ -475,6 +495,11 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.hooks.rotate": _hook,
     "commit.hooks.update": _hook,
     "commit.leases._end_each": _lost,
+    "commit.messenger.Messenger._hold": _noticed,
+    "commit.messenger.Messenger._note": _noticed,
+    "commit.messenger.Messenger._postpone": _noticed,
+    "commit.messenger.Messenger._settle_older": _noticed,
+    "notice.send": _noticed,
     "commit.missed.CatchUp._moved": _looked,
     "commit.leases.renew": _renewed,
     "commit.lifecycle.request_stop": _stopped,

@@ -67,7 +67,7 @@ def test_the_registry_has_every_call_to_the_outside() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoint" and isinstance(node.args[0], ast.Constant)
     }
-    assert literal == {name for name in failpoints.POINTS if name.startswith("bell.")}
+    assert literal == {name for name in failpoints.POINTS if name.startswith(("bell.", "notice."))}
 
 
 def test_a_farm_that_is_no_tests_refuses_them() -> None:

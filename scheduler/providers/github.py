@@ -1,0 +1,97 @@
+"""GitHub and GitHub Enterprise: commit statuses, and check runs where the token is an app's.
+
+GitHub: REST API, commits/statuses and checks/runs (version 2022-11-28).
+"""
+
+from typing import Any, Final
+
+from millrace.vocabulary import BuildState
+from scheduler.providers.rest import Refused, Report, Rest, segment
+
+_STATES: Final = {
+    BuildState.QUEUED: "pending",
+    BuildState.RUNNING: "pending",
+    BuildState.SUCCEEDED: "success",
+    BuildState.FAILED: "failure",
+    BuildState.FAULT: "error",
+    BuildState.TIMED_OUT: "error",
+    BuildState.STOPPED: "error",
+}
+_CHECKS: Final = {
+    BuildState.QUEUED: ("queued", None),
+    BuildState.RUNNING: ("in_progress", None),
+    BuildState.SUCCEEDED: ("completed", "success"),
+    BuildState.FAILED: ("completed", "failure"),
+    BuildState.FAULT: ("completed", "failure"),
+    BuildState.TIMED_OUT: ("completed", "timed_out"),
+    BuildState.STOPPED: ("completed", "cancelled"),
+}
+_MAX_DESCRIPTION: Final = 140
+_APP_TOKEN: Final = "ghs_"  # noqa: S105  # how GitHub begins the tokens of installed apps
+_OLD_CHECK: Final = "status "
+"""Before the id of a check run stands nothing; this says that the app may not make any, and so has statuses."""
+
+
+def tell(rest: Rest, report: Report) -> str | None:
+    """A check run where an app's token allows one, else a commit status."""
+    if rest.access.token.startswith(_APP_TOKEN) and report.known_as != _OLD_CHECK:
+        try:
+            return _check(rest, report)
+        except Refused as refusal:
+            if refusal.status not in (403, 404):
+                raise
+    _send(
+        rest,
+        "POST",
+        f"{_repository(report)}/statuses/{report.commit}",
+        {
+            "state": _STATES[report.state],
+            "target_url": report.url,
+            "description": report.description[:_MAX_DESCRIPTION],
+            "context": report.context,
+        },
+    )
+    return _OLD_CHECK if rest.access.token.startswith(_APP_TOKEN) else None
+
+
+def _check(rest: Rest, report: Report) -> str | None:
+    status, conclusion = _CHECKS[report.state]
+    body: dict[str, Any] = {
+        "name": report.context,
+        "status": status,
+        "details_url": report.url,
+        "external_id": report.build_id,
+        "output": {"title": report.description, "summary": report.description},
+    }
+    if conclusion is not None:
+        body["conclusion"] = conclusion
+    runs = f"{_repository(report)}/check-runs"
+    if report.known_as is not None and report.known_as.isdecimal():
+        try:
+            _send(rest, "PATCH", f"{runs}/{report.known_as}", body)
+            return report.known_as
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+    made = _send(rest, "POST", runs, body | {"head_sha": report.commit})
+    return str(made["id"]) if isinstance(made, dict) and isinstance(made.get("id"), int) else None
+
+
+def _repository(report: Report) -> str:
+    place = report.place
+    owner, _, name = place.path.rpartition("/")
+    api = "https://api.github.com" if place.host == "github.com" else f"{place.origin}/api/v3"
+    return f"{api}/repos/{segment(owner)}/{segment(name)}"
+
+
+def _send(rest: Rest, method: str, url: str, body: dict[str, Any]) -> Any:
+    return rest.send(
+        method,
+        url,
+        body,
+        {
+            "Accept": "application/vnd.github+json",
+            "Authorization": f"Bearer {rest.access.token}",
+            "X-GitHub-Api-Version": "2022-11-28",
+        },
+    )
