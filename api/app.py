@@ -7,6 +7,7 @@ from flask import Flask
 from api import (
     artifacts,
     attempts,
+    badges,
     builds,
     caches,
     errors,
@@ -74,6 +75,7 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
         objects,
         health,
         webhooks,
+        badges,
     ):
         app.register_blueprint(part.blueprint)
     errors.install(app)

@@ -102,11 +102,14 @@ def check_sources(settings: Settings, *sources: ProjectSource) -> None:
 
 
 def _check_shown(settings: ProjectSettings) -> None:
-    """Raises InvalidInput where nobody would see what the project wants to be shown (CodeBuild: reportBuildStatus)."""
+    """Raises InvalidInput where nobody would see what the project wants to be shown (CodeBuild: reportBuildStatus, badge)."""
     source = settings.source
     if source.report_build_status and source.type not in REPORTED:
         what = f"is for sources of the types {', '.join(sorted(REPORTED))}, not {source.type}"
         raise InvalidInput(f"reportBuildStatus {what}", fields=[FieldProblem(field="source.reportBuildStatus", what=what)])
+    if settings.badge_enabled and not source.is_git:
+        what = f"is for git sources, not {source.type}"
+        raise InvalidInput(f"badgeEnabled {what}", fields=[FieldProblem(field="badgeEnabled", what=what)])
 
 
 def check_artifacts(settings: Settings, *wanted: ProjectArtifacts) -> None:

@@ -21,13 +21,15 @@ def seconds(ms: int) -> float:
 def project(record: ProjectRecord, settings: Settings) -> dict[str, Any]:
     """CodeBuild: Project."""
     shape = record.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
-    badge = shape.pop("badgeEnabled", False)
+    badge: dict[str, Any] = {"badgeEnabled": shape.pop("badgeEnabled", False)}
+    if badge["badgeEnabled"]:
+        badge["badgeRequestUrl"] = f"{settings.public}/badges?uuid={record.uuid}&branch=main"
     return {
         **shape,
         "arn": f"arn:aws:codebuild:{settings.region}:{settings.account_id}:project/{record.settings.name}",
         "created": seconds(record.created_ms),
         "lastModified": seconds(record.modified_ms),
-        "badge": {"badgeEnabled": badge},
+        "badge": badge,
     }
 
 

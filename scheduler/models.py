@@ -79,7 +79,7 @@ class Project(Base):
 
     __tablename__ = "projects"
     name: Mapped[str] = mapped_column(sa.String(150), primary_key=True)
-    uuid: Mapped[str] = mapped_column(sa.String(36))
+    uuid: Mapped[str] = mapped_column(sa.String(36), index=True)
     settings: Mapped[dict[str, Any]] = mapped_column(Json)
     concurrent_build_limit: Mapped[int | None]
     priority: Mapped[int] = mapped_column(default=0, server_default="0")

@@ -382,7 +382,7 @@ def test_every_route_declares_who_may_use_it(api: Api) -> None:
     }
     assert [path for path, scope in scopes.items() if scope is None] == []
     public = {path for path, scope in scopes.items() if scope is Scope.PUBLIC}
-    assert public == {"/healthz", "/readyz", "/objects/<token>", "/webhooks/<provider>/<ident>"}
+    assert public == {"/healthz", "/readyz", "/objects/<token>", "/webhooks/<provider>/<ident>", "/badges"}
 
 
 def test_a_project_token_sees_its_own_project_and_nothing_of_others(api: Api) -> None:
