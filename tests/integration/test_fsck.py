@@ -32,7 +32,7 @@ from scheduler.db import Database, now_ms
 from scheduler.dispatch import Bell
 from scheduler.fsck import Finding, Scope, Standing, Thing
 from scheduler.leases import hash_token
-from scheduler.models import Artifact, Attempt, Build, Event, Fleet, LogChunk, Outbox, Phase, Project, Worker
+from scheduler.models import Artifact, Attempt, Build, Event, Fleet, LogChunk, Notice, Outbox, Phase, Project, Worker
 from scheduler.sweeper import Sweeper
 from tests.support.farm import need_engine, wait_until
 from tests.support.load import Load
@@ -597,6 +597,15 @@ def test_a_message_that_is_late_is_named_and_sent_while_the_broker_answers(farm:
     done, after = fsck.mend(farm.scope(), [farm.look(16)])
     assert done[0].startswith("ring: sent ")
     assert [one.standing for one in after] == [Standing.OK]
+
+
+@pytest.mark.redis
+def test_a_notice_that_nobody_sends_is_named_and_one_that_is_tried_is_not(farm: Farm) -> None:
+    mine = {"project_name": "demo", "build_id": farm.queued, "topic": "t", "asked_ms": 1, "commit_id": "0" * 40, "context": ""}
+    farm.add(Notice(**mine, state="QUEUED", created_ms=1, due_ms=4_000_000_000_000, tries=3))
+    assert farm.look(16).standing is Standing.OK
+    farm.update(Notice, {"due_ms": now_ms() - HOUR_MS}, Notice.topic == "t")
+    violated(farm.look(16), f"of {farm.queued} (QUEUED) is not sent after 3 tries", farm.queued)
 
 
 def test_what_is_left_on_a_host_is_named_and_removed(farm: Farm) -> None:

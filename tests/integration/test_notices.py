@@ -1,5 +1,8 @@
 """Git servers are told of builds: in the shape they ask for, the newest word of each commit and context, whatever fails."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from api.app import create_app
 from millrace.commands.looking import credentials
 from millrace.contract import FinishReport, PhaseReport
 from millrace.project import ProjectSource
-from millrace.settings import Settings
+from millrace.settings import Settings, for_children
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import PhaseType, Reason, TokenScope, Verdict
 from millrace.webhook import EventKind, Heard, SourceEvent, WebhookSettings
@@ -26,6 +29,7 @@ from scheduler.leases import hash_token
 from scheduler.messenger import GIVE_UP_MS, Messenger
 from scheduler.models import Notice
 from scheduler.providers import Access, Refused, place_of
+from tests.support.apiserver import serving
 from tests.support.farm import wait_until
 from tests.support.providers import Standin, standing_in
 from tests.support.records import EMPTY_LOG, a_build, a_claim, a_project, a_project_json
@@ -220,6 +224,21 @@ def test_the_api_says_what_was_told_and_what_waits_and_only_to_whom_it_concerns(
     assert (one["state"], one["outcome"], one["tries"], one["why"]) == ("RUNNING", "WAITING", 1, "the server answered 500")
     assert one["due"] > one["created"] and "settled" not in one
     assert client.get("/v1/projects/demo/notices?limti=1", headers=token).status_code == 422
+
+
+def test_the_command_shows_what_was_told_and_why_not(sqlite_database: Database, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, signing_key=SecretStr("k" * 64))
+    with standing_in() as git_server, serving(sqlite_database, settings) as api:
+        desk = Desk(sqlite_database, settings, git_server)
+        desk.project()
+        git_server.answers = [(404, {}, {"message": "Not \x1b[31mFound"})]
+        claim = desk.begin()
+        desk.send()
+        environment = {**for_children(os.environ), "MILLRACE_API_URL": api.url, "MILLRACE_TOKEN": api.token, "COLUMNS": "200"}
+        for what in ("demo", claim.build_id):
+            command = [sys.executable, "-m", "millrace.cli", "--data-dir", str(tmp_path), "notices", what]
+            said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=True).stdout
+            assert "RUNNING" in said and "REFUSED" in said and "the server answered 404: Not" in said and "\x1b[31m" not in said
 
 
 def test_a_project_whose_server_takes_no_status_cannot_ask_for_one(desk: Desk, tmp_path: Path) -> None:
