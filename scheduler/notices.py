@@ -112,15 +112,16 @@ def _named(context: str, build: Build) -> str:
 
 def _wanted(settings: Mapping[str, Any], source: Mapping[str, Any]) -> bool:
     """CodeBuild: builds of a webhook are always told of. Without a credential that cannot be, and is not tried unasked."""
-    if source.get("type") not in REPORTED:
+    if source.get("type") not in list(REPORTED):  # a damaged record may hold anything
         return False
     return bool(source.get("reportBuildStatus") or (settings.get("webhook") and source.get("auth")))
 
 
 def commit_of(build: Build) -> str | None:
     """The whole id of the commit that a build is of; None while it is not known."""
-    cause = build.settings.get("webhook") or {}
-    for known in (build.settings.get("sourceCommit"), cause.get("commit"), build.resolved_source_version):
+    cause = build.settings.get("webhook")
+    caused = cause.get("commit") if isinstance(cause, dict) else None
+    for known in (build.settings.get("sourceCommit"), caused, build.resolved_source_version):
         if isinstance(known, str) and _COMMIT.fullmatch(known):
             return known
     return None

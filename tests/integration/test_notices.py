@@ -27,7 +27,7 @@ from scheduler.db import Database
 from scheduler.dispatch import Bell
 from scheduler.leases import hash_token
 from scheduler.messenger import GIVE_UP_MS, Messenger
-from scheduler.models import Notice
+from scheduler.models import Build, Notice
 from scheduler.providers import Access, Refused, place_of
 from tests.support.apiserver import serving
 from tests.support.farm import wait_until
@@ -397,6 +397,19 @@ def test_a_commit_that_is_none_is_never_told_of(desk: Desk) -> None:
     desk._phase(claim, started_at_ms=1, resolved_source_version="../../user")
     desk.end(claim)
     assert desk.outcomes() == []
+
+
+def test_a_damaged_record_keeps_no_build_from_moving(desk: Desk) -> None:
+    desk.project()
+    build = a_build(desk.db, desk.settings)
+    for damage in ({"source": {"type": []}}, {"source": {"type": "GITHUB", "reportBuildStatus": 1, "buildStatusConfig": 7}}):
+        with desk.db.transaction() as session:
+            row = session.get(Build, build)
+            assert row is not None
+            row.settings = {**row.settings, **damage, "webhook": "x", "sourceCommit": COMMIT}
+    lifecycle.request_stop(desk.db, build)
+    assert desk.send() == 0
+    assert notices.find(desk.db, build_id=build)[0][0].why == "the build's record cannot be read"
 
 
 def test_places_are_read_from_every_form_of_a_clone_address() -> None:
