@@ -429,11 +429,26 @@ def _noticed(stage: Stage) -> None:
     stage.ended(plain)
     stage.ended(away)
     stage.arm()
-    rows = [("a", plain, 1, None), ("c", away, 1, None), ("c", away, 2, 1), *((f"b{n}", away, 1, None) for n in range(4))]
-    for name, build, asked_ms, settled_ms in rows:
-        row = {"topic": f"{name}-{away}"[:64], "asked_ms": asked_ms, "settled_ms": settled_ms, "outcome": settled_ms and "SENT"}
-        row |= {"project_name": "told", "build_id": build, "commit_id": "0" * 40, "context": "", "state": "STOPPED"}
-        stage.change(sa.insert(Notice).values(**row, created_ms=now_ms(), due_ms=0))
+    rows = [("a", plain, 1, False), ("c", away, 1, False), ("c", away, 2, True), *((f"b{n}", away, 1, False) for n in range(4))]
+    common = {
+        "project_name": "told",
+        "commit_id": "0" * 40,
+        "context": "",
+        "state": "STOPPED",
+        "created_ms": now_ms(),
+        "due_ms": 0,
+    }
+    wanted = [
+        {
+            "topic": f"{name}-{away}"[:64],
+            "build_id": build,
+            "asked_ms": asked_ms,
+            "settled_ms": now_ms() if told else None,
+            **common,
+        }
+        for name, build, asked_ms, told in rows
+    ]
+    stage.change(sa.insert(Notice).values(wanted))
     mine = sa.and_(Notice.topic.like(f"%-{away}"[:64]), Notice.settled_ms.is_(None), Notice.due_ms == 0)
     wait_until(lambda: stage.look(sa.select(Notice.id).where(mine)) == [], 60)
     stage.change(sa.update(Notice).where(Notice.settled_ms.is_(None)).values(settled_ms=1))
