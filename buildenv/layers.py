@@ -116,8 +116,9 @@ def evict(folder: Path, most_bytes: int) -> int:
     locks = sorted(folder.glob("*.lock"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = gone = 0
     for path in locks:
-        size = int(path.read_text() or 0)
-        if total + size <= most_bytes and path.with_suffix("").is_dir():
+        text = path.read_bytes()
+        size = int(text) if text.isdigit() else 0
+        if size and total + size <= most_bytes and path.with_suffix("").is_dir():
             total += size
             continue
         with open(path, "a+") as lock:

@@ -79,6 +79,16 @@ def test_the_least_recently_used_goes_and_what_is_used_stays(tmp_path: Path) -> 
     assert list(store.iterdir()) == []
 
 
+def test_a_layer_whose_size_was_lost_goes_and_keeps_no_other_from_going(tmp_path: Path) -> None:
+    made, store = packed(tmp_path, "one"), tmp_path / "store"
+    keeper = Layers(store)
+    path, _ = keeper.use(made.sha256, fetched(made, []), lambda: None)
+    keeper.close()
+    path.with_suffix(".lock").write_bytes(bytes(6))  # as a file system may leave it when the power fails
+    assert layers.evict(store, 10**9) == 1
+    assert list(store.iterdir()) == []
+
+
 @pytest.mark.parametrize("spoil", [lambda data: data[:-30], lambda data: data + b"x", lambda _data: b""], ids=range(3))
 def test_wrong_bytes_are_no_layer_and_leave_nothing(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
     made, store = packed(tmp_path, "one"), tmp_path / "store"
