@@ -87,7 +87,7 @@ def _answer(session: Session, namespaces: tuple[str, ...], query: CacheQuery) ->
     own_first = sa.case((CacheEntry.namespace == namespaces[0], 0), else_=1)
     newest = (CacheEntry.created_ms.desc(), CacheEntry.id.desc())
     for number, key in enumerate(query.keys):
-        is_it = CacheEntry.key == key if number == 0 else CacheEntry.key.startswith(key, autoescape=True)
+        is_it = CacheEntry.key == key if number == 0 else _begins(CacheEntry.key, key)
         row = session.scalars(fit.where(is_it).order_by(own_first, *newest).limit(1)).first()
         if row is not None:
             said = (
@@ -356,7 +356,12 @@ def _home(session: Session, project: str | None, shared: str | None) -> str:
 
 
 def _within(home: str) -> sa.ColumnElement[bool]:
-    return sa.or_(CacheEntry.namespace == home, CacheEntry.namespace.startswith(f"{home}{_FORK}", autoescape=True))
+    return sa.or_(CacheEntry.namespace == home, _begins(CacheEntry.namespace, f"{home}{_FORK}"))
+
+
+def _begins(column: sa.orm.InstrumentedAttribute[str], text: str) -> sa.ColumnElement[bool]:
+    """Letter by letter: to SQLite's LIKE, small and large letters are the same."""
+    return sa.func.substr(column, 1, len(text)) == text
 
 
 def is_trusted(namespace: str) -> bool:
@@ -368,4 +373,7 @@ def _namespaces(session: Session, build: Build) -> tuple[str, ...]:
     """Where a build keeps its caches; and where else it looks."""
     wanted = BuildSettings.model_validate(build.settings)
     home = _home(session, build.project_name, wanted.cache.cache_namespace)
-    return (home,) if wanted.fork is None else (f"{home}{_FORK}{wanted.fork}", home)
+    if wanted.fork is None:
+        return (home,)
+    whose = f"{build.project_name} " if wanted.cache.cache_namespace else ""  # each project's repository counts from one
+    return f"{home}{_FORK}{whose}{wanted.fork}", home

@@ -53,6 +53,7 @@ def test_the_exact_key_comes_first_then_the_newest_beginning(database: Database,
     assert found(database, settings, "npm-3", "npm-") == ("npm-2", False, two)
     assert found(database, settings, "npm-3") is None
     assert found(database, settings, "npm-3", "np%", "npm_") is None, "no character of a key is a wildcard"
+    assert found(database, settings, "NPM-1", "NPM-") is None, "small letters are others than large ones"
     assert found(database, settings, "npm-1", version=OTHER) is None
 
 
@@ -185,6 +186,18 @@ def sized(db: Database, settings: Settings, key: str, size: int, *, project: str
     item = CacheReport(key=key, version=PATHS, object_key=cache_prefix(build_id, 1) + "c", size_bytes=size, sha256="0" * 64)
     lifecycle.finish(db, build_id, 1, hash_token(claim.token), a_report(caches=(item,)))
     return build_id
+
+
+def test_forks_of_projects_that_share_a_namespace_have_caches_of_their_own(database: Database, settings: Settings) -> None:
+    for name, shared in (("demo", "team"), ("other", "team"), ("third", "Team")):
+        a_project(database, name, cache={"type": "S3", "cacheNamespace": shared})
+    theirs = sized(database, settings, "k", 1, project="other", pr=7)
+    assert asked(database, settings, "k", pr=7) is None, "the seventh pull request of another repository"
+    own = sized(database, settings, "k", 1, pr=7)
+    assert asked(database, settings, "k", pr=7) == own
+    sized(database, settings, "k", 1, project="third", pr=7)
+    listed, _ = caches.find_all(database, project=None, shared="team", limit=10, before=None)
+    assert [(one.fork, one.build_id) for one in listed] == [("demo pr/7", own), ("other pr/7", theirs)]
 
 
 def from_fork(db: Database, settings: Settings, project: str, pr: int | None) -> str:
