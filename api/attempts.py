@@ -35,7 +35,7 @@ from millrace.log import get_logger
 from millrace.project import BuildSettings
 from millrace.secrets import values_of
 from millrace.vocabulary import Reason, SourceType, Verdict
-from scheduler import attempts, leases, lifecycle, publication, queries
+from scheduler import attempts, caches, leases, lifecycle, publication, queries
 from scheduler.states import TERMINAL
 
 _log = get_logger(__name__)
@@ -193,8 +193,11 @@ def cache(build_id: str, attempt_no: int) -> Response:
     found = attempts.find_cache(context.db, build_id, attempt_no, attempt_token_hash(), jsonbody.read(CacheQuery))
     if found is None:
         return Response(status=204)
-    keys = [layer.object_key for layer in found.below] + [found.object_key]
-    if any(context.store.stat(context.settings.bucket, key) is None for key in keys):
+    sizes = {layer.object_key: layer.size_bytes for layer in found.below} | {found.object_key: found.size_bytes}
+    keys, there = list(sizes), (context.store.stat(context.settings.bucket, key) for key in sizes)
+    if any(item is None or item.size_bytes != sizes[item.key] for item in there):
+        context.store.check()  # a store that is away has nothing, either
+        caches.lose(context.db, found.object_key)
         return Response(status=204)
     *grants, own = (context.store.presign("GET", context.settings.bucket, key, expires_in_s=_GET_S) for key in keys)
     hit = CacheHit(

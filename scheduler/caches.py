@@ -179,6 +179,18 @@ def _standing(session: Session, namespaces: tuple[str, ...], item: CacheReport, 
     return None if base is None else (*_below(session, base), _layer(base))
 
 
+def lose(db: Database, object_key: str) -> None:
+    """Take away a cache of which the store has lost a layer, so that the next build with its key can save it anew."""
+
+    def work(session: Session) -> None:
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        is_it = sa.and_(CacheEntry.object_key == object_key, CacheEntry.replaced_ms == 0)
+        session.execute(sa.update(CacheEntry).where(is_it).values(replaced_ms=now))
+
+    db.run(work)
+    log.warning("cache.lost", object_key=object_key)
+
+
 def drop_replaced(db: Database, store: Store, bucket: str) -> None:
     """Remove what an hour ago was replaced."""
     with db.reading() as session:

@@ -670,6 +670,28 @@ def test_who_follows_is_told_at_once_that_a_log_is_at_its_limit_and_later_what_i
 # Caches
 
 
+@pytest.mark.parametrize("left", [None, b"1234"], ids=["gone", "cut"])
+def test_a_cache_that_the_store_has_lost_can_be_saved_anew(
+    api: Api, store: DirectoryStore, settings: Settings, left: bytes | None
+) -> None:
+    def a_build_that_saves() -> tuple[int, str]:
+        build = api.ok("POST", "/v1/builds", json={"projectName": "demo"})["id"]
+        claim, key = api.claim(), cache_prefix(build, 1) + "c"
+        asked = api.attempt(claim, "grant/cache", CacheQuery(version="a" * 64, keys=("k",))).status_code
+        store.put(settings.bucket, key, io.BytesIO(b"123456789"))
+        item = CacheReport(key="k", version="a" * 64, object_key=key, size_bytes=9, sha256="0" * 64)
+        assert api.attempt(claim, "finish", a_report(caches=(item,))).status_code == 200
+        return asked, key
+
+    _, key = a_build_that_saves()
+    assert a_build_that_saves()[0] == 200
+    store.delete(settings.bucket, key)
+    if left is not None:
+        store.put(settings.bucket, key, io.BytesIO(left))
+    assert a_build_that_saves()[0] == 204
+    assert a_build_that_saves()[0] == 200
+
+
 def test_caches_are_listed_explained_and_taken_away(api: Api, store: DirectoryStore, settings: Settings) -> None:
     build = api.ok("POST", "/v1/builds", json={"projectName": "demo"})["id"]
     claim = api.claim()
