@@ -133,7 +133,9 @@ def check(build_id: str, attempt_no: int, report: FinishReport) -> None:
 
 
 def keep(session: Session, build: Build, report: FinishReport) -> None:
-    """Make the caches of a report known, in its commit. A key that is taken stays; what has no key takes the last one's place."""
+    """Make the caches of a report known, in its commit. A key that is taken stays, but where the attempt could not use what it
+    found by it; what has no key takes the last one's place.
+    """
     now: int = session.execute(sa.select(now_ms())).scalar_one()
     namespaces = _namespaces(session, build) if report.caches else ("",)
     namespace = namespaces[0]
@@ -141,13 +143,10 @@ def keep(session: Session, build: Build, report: FinishReport) -> None:
         below = _standing(session, namespaces, item, now)
         if below is None:
             continue  # what it lies on is going: the next build makes it whole
-        if not item.key:
-            session.execute(
-                sa.update(CacheEntry)
-                .where(CacheEntry.namespace == namespace, CacheEntry.version == item.version, CacheEntry.key == "")
-                .where(CacheEntry.replaced_ms == 0)
-                .values(replaced_ms=now)
-            )
+        taken = sa.and_(CacheEntry.namespace == namespace, CacheEntry.version == item.version, CacheEntry.key == item.key)
+        if item.key:
+            taken = sa.and_(taken, CacheEntry.build_id.in_(_useless(session, build, item)))
+        session.execute(sa.update(CacheEntry).where(taken, CacheEntry.replaced_ms == 0).values(replaced_ms=now))
         try:
             with session.begin_nested():
                 entry = CacheEntry(
@@ -164,6 +163,16 @@ def keep(session: Session, build: Build, report: FinishReport) -> None:
                 session.add_all(CacheLayerBelow(entry_id=entry.id, seq=seq, **asdict(layer)) for seq, layer in enumerate(below))
         except sa.exc.IntegrityError:
             continue  # another build was faster: its cache stands
+
+
+def _useless(session: Session, build: Build, item: CacheReport) -> list[str]:
+    """The builds whose cache the attempt found by the same key: had it been of use, as it is not where its bytes are wrong, the
+    attempt would have saved none.
+    """
+    attempt = session.get_one(Attempt, (build.id, build.attempt_no))
+    asked = [one for one in attempt.cache_lookups or () if one["version"] == item.version]
+    hits = [one["found"] for one in asked if "found" in one]
+    return [hit["build"] for hit in hits if hit["exact"] and hit["key"] == item.key]
 
 
 def _standing(session: Session, namespaces: tuple[str, ...], item: CacheReport, now: int) -> tuple[Layer, ...] | None:

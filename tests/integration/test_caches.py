@@ -75,6 +75,21 @@ def test_a_key_is_never_rewritten_and_what_has_none_is_the_last(
     assert found(database, settings, "") == ("", True, after)
 
 
+def test_a_build_that_could_not_use_what_it_found_saves_it_anew(database: Database, settings: Settings) -> None:
+    a_project(database)
+    first = saved(database, settings, "k")
+    blind, wary = a_build(database, settings), a_build(database, settings)
+    for build_id in (blind, wary):
+        claim = a_claim(database, settings)
+        token = hash_token(claim.token)
+        if build_id == wary:
+            hit = attempts.find_cache(database, build_id, 1, token, CacheQuery(version=PATHS, keys=("k",)))
+            assert hit is not None and hit.build_id == first, "the key of one that has looked for nothing stands"
+        item = CacheReport(key="k", version=PATHS, object_key=cache_prefix(build_id, 1) + "c", size_bytes=1, sha256="0" * 64)
+        lifecycle.finish(database, build_id, 1, token, a_report(caches=(item,)))
+    assert found(database, settings, "k") == ("k", True, wary)
+
+
 def test_projects_share_nothing_unless_they_name_one_namespace(database: Database, settings: Settings) -> None:
     shared = {"cache": {"type": "S3", "cacheNamespace": "team"}}
     for name, more in (("one", {}), ("two", {}), ("three", shared), ("four", shared)):
