@@ -27,6 +27,9 @@ log = get_logger(__name__)
 _DAY_MS: Final = 86_400_000
 _LOG_SETTLES_MS: Final = 5_000
 """How long after its end an attempt's log stays in the database, where those who follow it read it."""
+_LOGS_AT_ONCE: Final = 50
+_LOSERS_AT_ONCE: Final = 200
+_BY_END: Final = (Attempt.ended_ms, Attempt.build_id, Attempt.attempt_no)
 _STEP_MS: Final = 20_000
 """By how much the database's clock and this process's monotonic one must come apart from one round to the next, to say that the
 former was set: more than a slow answer takes."""
@@ -64,6 +67,7 @@ class Sweeper:
         self._this_round: tuple[int, float] | None = None
         self._last_round: tuple[int, float] | None = None
         self._spare_until_ms = 0
+        self._next: dict[str, tuple[int, str, int] | None] = {}
 
     def sweep(self) -> bool:
         """One round. False where another scheduler acts. Raises Unavailable where the database is away."""
@@ -219,10 +223,12 @@ class Sweeper:
         with self._db.reading() as session:
             ended = session.scalars(
                 sa.select(Attempt)
-                .where(Attempt.ended_ms < now_ms() - _LOG_SETTLES_MS)
+                .where(Attempt.ended_ms < now_ms() - _LOG_SETTLES_MS, self._behind("logs"))
                 .where(Attempt.log_key.is_(None), Attempt.log_bytes > sa.literal_column("0"))  # as its index says it
-                .limit(50)
+                .order_by(*_BY_END)
+                .limit(_LOGS_AT_ONCE)
             ).all()
+        self._next["logs"] = _end(ended[-1]) if len(ended) == _LOGS_AT_ONCE else None
         if ended:
             self._store.check()
         for attempt in ended:
@@ -230,6 +236,11 @@ class Sweeper:
                 self._put_log_away(attempt)
             except (InfraProblem, InvalidInput) as problem:  # InvalidInput: chunks are missing, or another was faster
                 log.warning("log.not_stored", build_id=attempt.build_id, attempt_no=attempt.attempt_no, why=problem.message)
+
+    def _behind(self, what: str) -> sa.ColumnElement[bool]:
+        """Attempts that come after those of the last round: what fails is tried again once all others had their turn."""
+        last = self._next.get(what)
+        return sa.true() if last is None else sa.tuple_(*_BY_END) > sa.tuple_(*map(sa.literal, last))
 
     def _put_log_away(self, attempt: Attempt) -> None:
         build_id, attempt_no, bucket = attempt.build_id, attempt.attempt_no, self._settings.bucket
@@ -268,24 +279,35 @@ class Sweeper:
         )
         with self._db.reading() as session:
             unseen = session.execute(
-                sa.select(Attempt.build_id, Attempt.attempt_no, Attempt.in_parts, visible.exists(), caches.of_attempt())
-                .where(Attempt.ended_ms < now_ms() - _DAY_MS, Attempt.swept == sa.false())
-                .limit(200)
+                sa.select(Attempt, visible.exists(), caches.of_attempt())
+                .where(Attempt.ended_ms < now_ms() - _DAY_MS, Attempt.swept == sa.false(), self._behind("losers"))
+                .order_by(*_BY_END)
+                .limit(_LOSERS_AT_ONCE)
             ).all()
-        for build_id, attempt_no, in_parts, is_visible, is_cached in unseen:
-            for key, upload in in_parts or ():
-                self._store.abort_parts(self._settings.bucket, key, upload)
-            if not is_visible:
-                self._store.delete_prefix(self._settings.bucket, staging_prefix(build_id, attempt_no))
-            if not is_cached:
-                self._store.delete_prefix(self._settings.bucket, cache_prefix(build_id, attempt_no))
+        self._next["losers"] = _end(unseen[-1][0]) if len(unseen) == _LOSERS_AT_ONCE else None
+        if unseen:
+            self._store.check()
+        for attempt, is_visible, is_cached in unseen:
+            try:
+                self._drop_loser(attempt, is_visible=is_visible, is_cached=is_cached)
+            except (InfraProblem, InvalidInput) as problem:
+                log.warning("attempt.not_swept", build_id=attempt.build_id, attempt_no=attempt.attempt_no, why=problem.message)
 
-            def work(session: Session, build_id: str = build_id, attempt_no: int = attempt_no) -> None:
-                session.execute(
-                    sa.update(Attempt).where(Attempt.build_id == build_id, Attempt.attempt_no == attempt_no).values(swept=True)
-                )
+    def _drop_loser(self, attempt: Attempt, *, is_visible: bool, is_cached: bool) -> None:
+        build_id, attempt_no, bucket = attempt.build_id, attempt.attempt_no, self._settings.bucket
+        for key, upload in attempt.in_parts or ():
+            self._store.abort_parts(bucket, key, upload)
+        if not is_visible:
+            self._store.delete_prefix(bucket, staging_prefix(build_id, attempt_no))
+        if not is_cached:
+            self._store.delete_prefix(bucket, cache_prefix(build_id, attempt_no))
 
-            self._db.run(work)
+        def work(session: Session) -> None:
+            session.execute(
+                sa.update(Attempt).where(Attempt.build_id == build_id, Attempt.attempt_no == attempt_no).values(swept=True)
+            )
+
+        self._db.run(work)
 
     def _forget_old_rows(self) -> None:
         def work(session: Session) -> None:
@@ -295,6 +317,10 @@ class Sweeper:
             session.execute(sa.delete(Worker).where(Worker.last_seen_ms < now_ms() - 7 * _DAY_MS))
 
         self._db.run(work)
+
+
+def _end(attempt: Attempt) -> tuple[int, str, int]:
+    return attempt.ended_ms or 0, attempt.build_id, attempt.attempt_no
 
 
 class _ChunkReader:

@@ -18,7 +18,7 @@ from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.storage.s3 import S3Store
 from millrace.vocabulary import BuildState, Reason, Verdict
-from scheduler import attempts, dispatch, lifecycle, queries
+from scheduler import attempts, dispatch, lifecycle, queries, sweeper
 from scheduler.db import Database, now_ms
 from scheduler.dispatch import Bell
 from scheduler.leases import hash_token
@@ -135,6 +135,57 @@ def test_an_ended_log_moves_to_the_store_and_reads_the_same(
     assert (info.complete, info.root, info.gap) == (True, footer.root, None)
 
 
+def test_as_many_damaged_logs_as_a_round_takes_keep_no_other_from_the_store(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "_LOGS_AT_ONCE", 2)
+    a_project(database)
+    damaged, good = [an_ended_log(database, settings, b"damaged") for _ in range(3)], an_ended_log(database, settings, b"good")
+    with database.transaction() as session:
+        session.execute(sa.delete(LogChunk).where(LogChunk.build_id.in_(damaged)))
+        session.execute(sa.update(Attempt).where(Attempt.build_id.in_(damaged)).values(ended_ms=Attempt.ended_ms - 1000))
+    one = Sweeper(database, bell, store, settings)
+    for _ in range(2):
+        one._put_logs_away()
+    assert store.stat(settings.bucket, log_key(good, 1)) is not None
+    with database.reading() as session:
+        left = sa.select(Attempt.build_id).where(Attempt.log_key.is_(None))
+        assert set(session.scalars(left)) == set(damaged)
+    with database.transaction() as session:  # whoever mends them need not start anything
+        session.execute(sa.update(Attempt).where(Attempt.build_id == damaged[0]).values(log_chunks=0, log_bytes=0))
+    for _ in range(2):
+        one._put_logs_away()
+
+
+def test_what_cannot_be_removed_of_one_attempt_does_not_bar_the_others(
+    database: Database, settings: Settings, store: DirectoryStore, bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "_LOSERS_AT_ONCE", 1)
+    a_project(database)
+    stuck, free = an_ended_log(database, settings, b"a"), an_ended_log(database, settings, b"b")
+    remove = store.delete_prefix
+
+    def refuse(bucket: str, prefix: str) -> int:
+        if prefix.startswith(staging_prefix(stuck, 1)):
+            raise InfraProblem("the object store refuses", reason=Reason.STORAGE)
+        return remove(bucket, prefix)
+
+    monkeypatch.setattr(store, "delete_prefix", refuse)
+    with database.transaction() as session:
+        session.execute(sa.update(Attempt).values(ended_ms=Attempt.ended_ms - 2 * 86_400_000))
+        session.execute(sa.update(Attempt).where(Attempt.build_id == stuck).values(ended_ms=Attempt.ended_ms - 1000))
+    one = Sweeper(database, bell, store, settings)
+    for _ in range(2):
+        one._drop_losers()
+    with database.reading() as session:
+        assert session.scalars(sa.select(Attempt.build_id).where(Attempt.swept == sa.true())).all() == [free]
+    monkeypatch.undo()
+    for _ in range(3):
+        one._drop_losers()
+    with database.reading() as session:
+        assert session.scalars(sa.select(Attempt.build_id).where(Attempt.swept == sa.false())).all() == []
+
+
 def test_a_log_that_the_last_release_ended_gets_its_root_on_its_way_to_the_store(
     database: Database, settings: Settings, store: DirectoryStore, bell: Bell
 ) -> None:
@@ -212,8 +263,8 @@ def test_two_schedulers_at_once_do_everything_once(
         session.execute(sa.update(Build).where(Build.id.in_(lost)).values(lease_expires_ms=now_ms() - 1))
         session.execute(sa.update(Build).where(Build.id.in_(late)).values(queue_deadline_ms=now_ms() - 1))
     sweepers = [Sweeper(database, Bell(redis_server.url), store, settings) for _ in range(2)]
-    for sweeper in sweepers:
-        sweeper._lead = lambda: True  # type: ignore[method-assign]
+    for each in sweepers:
+        each._lead = lambda: True  # type: ignore[method-assign]
     together = threading.Barrier(2)
 
     def round_of(sweeper: Sweeper) -> None:

@@ -471,6 +471,15 @@ def _crowded(stage: Stage) -> None:
     wait_until(lambda: stage.look(sa.select(CacheEntry.id).where(CacheEntry.replaced_ms == 0)) == [], 60)
 
 
+def _cache_lost(stage: Stage) -> None:
+    stage.ended(stage.ask("copied"))
+    for key in stage.look(sa.select(CacheEntry.object_key).where(CacheEntry.replaced_ms == 0)):
+        for path in (stage.farm.home / "data" / "objects").glob(f"*/{key}"):
+            path.unlink()
+    stage.arm()
+    stage.ended(stage.ask("copied"))
+
+
 def _taken(stage: Stage) -> None:
     stage.ended(stage.ask("copied"))
     stage.arm()
@@ -498,6 +507,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.attempts.has_parts": _large,
     "commit.attempts.note_parts": _large,
     "commit.caches.drop": _replaced,
+    "commit.caches.lose": _cache_lost,
     "commit.caches.make_room": _crowded,
     "commit.caches.remove": _taken,
     "commit.dispatch._note": _lost,
@@ -524,7 +534,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.secrets.delete": _secret,
     "commit.secrets.put": _secret,
     "commit.secrets.reseal": _command("secret", "reseal"),
-    "commit.sweeper.Sweeper._drop_losers": _losers,
+    "commit.sweeper.Sweeper._drop_loser": _losers,
     "commit.sweeper.Sweeper._resign": _resigned,
     "commit.tokens.create": _command("token", "create", "name"),
     "commit.tokens.revoke": _command("token", "revoke"),
