@@ -134,6 +134,7 @@ c["builders"] = [util.BuilderConfig(name="nothing", workernames=names, factory=f
 c["www"] = {{"port": "tcp:{www}:interface=127.0.0.1", "plugins": {{}}}}
 c["db"] = {{"db_url": "sqlite:///state.sqlite"}}
 c["buildbotNetUsageData"] = None
+c["collapseRequests"] = False  # two that wait are alike, and each is to be built
 """
 _TAC: Final = """
 import os
