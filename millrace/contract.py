@@ -15,9 +15,9 @@ Every verb may be sent twice: the second does nothing and answers as the first. 
 gets 409 with the code `attempt_fenced`.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from millrace.project import BuildSettings, Shape
 from millrace.vocabulary import PhaseType, Reason, StatusType, Verdict
@@ -172,6 +172,15 @@ class Grant(Shape):
     upload: str | None = None
     part_bytes: int | None = None
     parts: tuple[PartGrant, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Nothing of parts unless there are some: the last release's workers know no such fields."""
+        data: dict[str, Any] = handler(self)
+        if not self.parts:
+            for name in ("upload", "part_bytes", "partBytes", "parts"):
+                data.pop(name, None)
+        return data
 
 
 MAX_SECRETS: Final = 200
