@@ -10,8 +10,9 @@ from api.auth import Scope, needs, principal
 from api.context import here
 from api.paging import only
 from millrace.project import Shape
-from scheduler import dispatch, fleets
-from scheduler.fleets import FleetRecord
+from scheduler import dispatch
+from scheduler.fleets import records
+from scheduler.fleets.records import FleetRecord
 
 blueprint = Blueprint("fleets", __name__, url_prefix="/v1/fleets")
 
@@ -33,7 +34,7 @@ class PauseInput(Shape):
 def find() -> dict[str, Any]:
     """All fleets by name."""
     only()
-    return {"fleets": [_rendered(record) for record in fleets.find(here().db)]}
+    return {"fleets": [_rendered(record) for record in records.find(here().db)]}
 
 
 @blueprint.get("/<name>")
@@ -41,7 +42,7 @@ def find() -> dict[str, Any]:
 def show(name: str) -> dict[str, Any]:
     """One fleet."""
     only()
-    return _rendered(fleets.get(here().db, name))
+    return _rendered(records.get(here().db, name))
 
 
 @blueprint.put("/<name>")
@@ -49,7 +50,7 @@ def show(name: str) -> dict[str, Any]:
 def put(name: str) -> dict[str, Any]:
     """Set a fleet's limit."""
     only()
-    record = fleets.change(here().db, name, max_running=jsonbody.read(FleetInput).max_running)
+    record = records.change(here().db, name, max_running=jsonbody.read(FleetInput).max_running)
     dispatch.wake(here().db, here().bell, name)
     return _rendered(record)
 
@@ -59,7 +60,7 @@ def put(name: str) -> dict[str, Any]:
 def pause(name: str) -> dict[str, Any]:
     """Claim nothing of the fleet any more; what runs goes on."""
     only()
-    return _rendered(fleets.pause(here().db, name, by=principal().name, why=jsonbody.read(PauseInput).why))
+    return _rendered(records.pause(here().db, name, by=principal().name, why=jsonbody.read(PauseInput).why))
 
 
 @blueprint.post("/<name>/resume")
@@ -67,7 +68,7 @@ def pause(name: str) -> dict[str, Any]:
 def resume(name: str) -> dict[str, Any]:
     """Claim again."""
     only()
-    record = fleets.resume(here().db, name)
+    record = records.resume(here().db, name)
     dispatch.wake(here().db, here().bell, name)
     return _rendered(record)
 

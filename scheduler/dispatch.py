@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 from millrace.errors import Unavailable
 from millrace.failpoints import failpoint
 from millrace.log import get_logger
-from scheduler import fleets, lanes
+from scheduler import lanes
 from scheduler.db import Database, now_ms
+from scheduler.fleets.capacity import capacity_of
 from scheduler.models import IS_QUEUED, Build, Outbox
 from scheduler.queue import bell_key
 
@@ -189,7 +190,7 @@ class Ringer:
             return builds
         try:
             with self._db.reading() as session:
-                return max(1, min(_MOST_WOKEN, fleets.capacity_of(session, fleet).workers))
+                return max(1, min(_MOST_WOKEN, capacity_of(session, fleet).workers))
         except Unavailable:
             return builds
 
@@ -198,7 +199,7 @@ def wake(db: Database, bell: Bell, fleet: str) -> None:
     """Ring once for each living worker of `fleet`, as what kept its builds waiting may be gone. Never raises."""
     try:
         with db.reading() as session:
-            workers = fleets.capacity_of(session, fleet).workers
+            workers = capacity_of(session, fleet).workers
     except Unavailable as error:
         log.warning("bell.failed", fleet=fleet, why=error.message)
         return

@@ -4,8 +4,8 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from scheduler import fleets
 from scheduler.db import Database, now_ms
+from scheduler.fleets.capacity import claims, why_not
 from scheduler.models import Leader, Worker
 
 _SCHEDULER_S: Final = 30
@@ -38,6 +38,6 @@ def workers(db: Database) -> str | None:
     living = [worker for worker, silent_ms in known if silent_ms <= _WORKER_S * 1000]
     if not living:
         return f"no worker has shown itself for {known[0][1] // 1000} s; builds wait"
-    if not any(fleets.claims(worker) for worker in living):
-        return f"{fleets.why_not(living[0])}; builds wait"
+    if not any(claims(worker) for worker in living):
+        return f"{why_not(living[0])}; builds wait"
     return None

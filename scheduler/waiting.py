@@ -15,9 +15,10 @@ from sqlalchemy.orm import Session
 
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState
-from scheduler import fairness, fleets, lanes
+from scheduler import fairness, lanes
 from scheduler.db import Database, now_ms
 from scheduler.fairness import Lane
+from scheduler.fleets.capacity import capacity_of
 from scheduler.lanes import Load
 from scheduler.models import IS_QUEUED, Build, Fleet, Project, Served
 
@@ -266,7 +267,7 @@ def _limits(
                 needs=build.not_before_ms,
             )
         )
-    capacity = fleets.capacity_of(session, fleet)
+    capacity = capacity_of(session, fleet)
     if capacity.free_slots < position:
         missing = position - capacity.free_slots
         none = capacity.workers == 0

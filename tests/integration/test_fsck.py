@@ -27,9 +27,10 @@ from millrace.locks import held
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import BuildState, PhaseType, Reason, StatusType, Verdict
-from scheduler import attempts, fairness, fleets, fsck, guard, leases, lifecycle
+from scheduler import attempts, fairness, fsck, guard, leases, lifecycle
 from scheduler.db import Database, now_ms
 from scheduler.dispatch import Bell
+from scheduler.fleets import records
 from scheduler.fsck import Finding, Scope, Standing, Thing
 from scheduler.leases import hash_token
 from scheduler.models import Artifact, Attempt, Build, Event, Fleet, LogChunk, Notice, Outbox, Phase, Project, Worker
@@ -250,7 +251,7 @@ def _over_limit(farm: Farm) -> None:
 
 def _over_fleet_limit(farm: Farm) -> None:
     a_claim(farm.db, farm.settings)
-    fleets.change(farm.db, "default", max_running=1)
+    records.change(farm.db, "default", max_running=1)
     assert farm.look(13).standing is Standing.OK  # lowered while two run
     farm.update(Fleet, {"modified_ms": Fleet.modified_ms - HOUR_MS})
 
@@ -414,8 +415,8 @@ def test_a_build_that_workers_pass_over_is_named(farm: Farm) -> None:
     assert look().standing is Standing.OK
     farm.update(Project, {"concurrent_build_limit": None})
     assert look().standing is Standing.VIOLATED
-    fleets.change(farm.db, "default", max_running=None)
-    fleets.pause(farm.db, "default", by="t", why="")
+    records.change(farm.db, "default", max_running=None)
+    records.pause(farm.db, "default", by="t", why="")
     assert look().standing is Standing.OK
 
 

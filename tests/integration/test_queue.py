@@ -9,9 +9,10 @@ from millrace.errors import InvalidInput, LimitExceeded, NotFound
 from millrace.project import BuildOverrides
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, Reason, Verdict
-from scheduler import fleets, intake, leases, lifecycle, queries, waiting
+from scheduler import intake, leases, lifecycle, queries, waiting
 from scheduler.db import Database
 from scheduler.fairness import FAIR_TURN, longest_wait
+from scheduler.fleets import records
 from scheduler.leases import hash_token
 from scheduler.models import Build
 from scheduler.waiting import Limit
@@ -78,31 +79,31 @@ def test_a_projects_own_priority_counts_among_projects(database: Database, setti
 def test_a_fleet_that_is_paused_claims_nothing_until_it_is_resumed(database: Database, settings: Settings) -> None:
     a_project(database)
     build = a_build(database, settings)
-    paused = fleets.pause(database, "default", by="me", why="new disks")
+    paused = records.pause(database, "default", by="me", why="new disks")
     assert (paused.waiting, paused.paused_by, paused.paused_why) == (1, "me", "new disks")
     assert leases.claim(database, a_claim_request(), settings) is None
     said = waiting.explain(database, build, settings)
     assert said is not None
     assert said.limits[0].limit is Limit.FLEET_PAUSED
     assert "paused by me: new disks" in said.says
-    assert fleets.resume(database, "default").paused_ms is None
+    assert records.resume(database, "default").paused_ms is None
     assert a_claim(database, settings).build_id == build
     with pytest.raises(NotFound, match="no fleet 'defualt'"):
-        fleets.pause(database, "defualt", by="me", why="")
+        records.pause(database, "defualt", by="me", why="")
     with pytest.raises(InvalidInput):
-        fleets.change(database, "../x", max_running=1)
+        records.change(database, "../x", max_running=1)
 
 
 def test_a_fleet_and_the_farm_run_no_more_than_their_limits(database: Database, settings: Settings) -> None:
     a_project(database)
     for _ in range(4):
         a_build(database, settings)
-    fleets.change(database, "default", max_running=2)
+    records.change(database, "default", max_running=2)
     assert [leases.claim(database, a_claim_request(), settings) is None for _ in range(3)] == [False, False, True]
-    fleets.change(database, "default", max_running=None)
+    records.change(database, "default", max_running=None)
     strict = settings.model_copy(update={"max_running": 3})
     assert [leases.claim(database, a_claim_request(), strict) is None for _ in range(2)] == [False, True]
-    record = fleets.get(database, "default")
+    record = records.get(database, "default")
     assert (record.waiting, record.running, record.workers, record.slots, record.free_slots) == (1, 3, 1, 4, 1)
 
 

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from millrace.settings import Settings
-from scheduler import fleets, leases, lifecycle, waiting
+from scheduler import leases, lifecycle, waiting
 from scheduler.db import Database, now_ms
+from scheduler.fleets import records
+from scheduler.fleets.capacity import capacity_of
 from scheduler.leases import hash_token
 from scheduler.models import Build, Fleet, Project
 from scheduler.waiting import Limit, Waiting
@@ -98,7 +100,7 @@ def lift(db: Database, said: Waiting, farm: Farm, but: Limit | None) -> tuple[Se
     """Lift every limit that was named as far as was said, but for one; the farm's settings, and the slots that are free."""
     needs = {bound.limit: bound.needs for bound in said.limits if bound.limit is not but}
     if Limit.FLEET_PAUSED in needs:
-        fleets.resume(db, "default")
+        records.resume(db, "default")
     with db.transaction() as session:
         if Limit.PROJECT_LIMIT in needs:
             name = said.build_id.partition(":")[0]
@@ -109,7 +111,7 @@ def lift(db: Database, said: Waiting, farm: Farm, but: Limit | None) -> tuple[Se
         if Limit.BACK_OFF in needs:
             session.execute(sa.update(Build).where(Build.id == said.build_id).values(not_before_ms=0))
     with db.reading() as session:
-        free = fleets.capacity_of(session, "default").free_slots
+        free = capacity_of(session, "default").free_slots
     slots = needs.get(Limit.NO_WORKER) or needs.get(Limit.SLOTS) or free
     return Settings(max_running=needs.get(Limit.FARM_LIMIT, farm.farm_limit)), slots
 

@@ -1,9 +1,7 @@
 """Fleets as they are set: paused or not, and how many of their builds may run at once."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -11,11 +9,9 @@ from sqlalchemy.orm import Session
 from millrace.errors import InvalidInput, NotFound
 from scheduler import lanes
 from scheduler.db import Database, now_ms
+from scheduler.fleets.capacity import capacity_of
 from scheduler.models import IS_HELD, IS_QUEUED, Build, Fleet, Worker
 from scheduler.queue import FLEET_NAME
-
-SILENT_MS: Final = 30_000
-"""How long after its last word an idle worker counts as living: three of its polls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,46 +29,6 @@ class FleetRecord:
     slots: int
     free_slots: int
     not_claiming: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Capacity:
-    """What living workers of a fleet have."""
-
-    workers: int = 0
-    slots: int = 0
-    free_slots: int = 0
-    not_claiming: tuple[str, ...] = ()
-    """A sentence for each that claims nothing, though it lives."""
-
-
-def claims(worker: Worker) -> bool:
-    """Whether a worker asks for builds when it has a free slot."""
-    return worker.state == "up" and not worker.not_claiming
-
-
-def why_not(worker: Worker) -> str:
-    """What keeps a worker from asking for builds, for people."""
-    return f"worker {worker.id} " + ("is leaving" if worker.state != "up" else f"takes no builds: {worker.not_claiming}")
-
-
-def capacity_of(session: Session, fleet: str) -> Capacity:
-    """What the fleet's living workers have. A worker lives while it shows itself, or holds a build."""
-    now: int = session.execute(sa.select(now_ms())).scalar_one()
-    held: Counter[str | None] = Counter()
-    for owner, count in session.execute(sa.select(Build.lease_owner, sa.func.count()).where(IS_HELD).group_by(Build.lease_owner)):
-        held[owner] = count
-    living = [
-        worker
-        for worker in session.scalars(sa.select(Worker).where(Worker.fleet == fleet))
-        if held[worker.id] or (worker.last_seen_ms > now - SILENT_MS and worker.state != "gone")
-    ]
-    return Capacity(
-        workers=len(living),
-        slots=sum(worker.slots for worker in living),
-        free_slots=sum(max(0, worker.slots - held[worker.id]) for worker in living if claims(worker)),
-        not_claiming=tuple(why_not(worker) for worker in living if not claims(worker)),
-    )
 
 
 def find(db: Database) -> list[FleetRecord]:
