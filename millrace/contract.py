@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from millrace.fleet import Label
 from millrace.project import BuildSettings, Shape
 from millrace.vocabulary import PhaseType, Reason, StatusType, Verdict
 
@@ -31,6 +32,8 @@ LOG_OFFSET_HEADER: Final = "X-Millrace-Offset"
 LOG_SHA256_HEADER: Final = "X-Millrace-Sha256"
 SOURCE_AUTH: Final = "MILLRACE_SOURCE_AUTH"
 """How the names begin by which a worker asks for the credentials of sources; no variable of a build can have such a name."""
+LEAVE_HEADER: Final = "X-Millrace-Leave"
+"""Of an answer to a claim: the worker is to finish what it has and leave; the value says why. It is given no more builds."""
 MAX_LOG_CHUNK_BYTES: Final = 2 * 1024 * 1024
 
 
@@ -51,6 +54,14 @@ class ClaimRequest(Shape):
     state: Literal["up", "draining", "gone"] = "up"
     not_claiming: str = Field(default="", max_length=500)
     """What keeps it from claiming, for people; `free_slots` is 0 then, and so it is where it drains or goes."""
+    generation: int | None = Field(default=None, ge=1)
+    """The generation of its fleet that it was started in; None where no fleet's provider started it."""
+    cpus: float | None = Field(default=None, gt=0)
+    memory_bytes: int | None = Field(default=None, ge=0)
+    """What it has for builds; None: its slots alone bound them."""
+    labels: tuple[Label, ...] = Field(default=(), max_length=50)
+    only: str | None = Field(default=None, max_length=200)
+    """The id of the only build that it may have: a worker that was started for one claims that one and no other."""
 
 
 class Claim(Shape):

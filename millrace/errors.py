@@ -15,6 +15,7 @@
         AttemptFenced              another attempt holds the build now: stop, and upload nothing
         IllegalTransition          a move that the table of states does not know
       Unavailable             503  a part of ours is away; the same request works later
+      ProviderTrouble         503  where a fleet's workers come from did not do it, or not all of it
       BuildProblem            ->   the build ends FAILED, with the problem's Reason
         BadBuildspec
       InfraProblem            ->   the attempt ends FAULT or is tried again, with its Reason
@@ -27,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from millrace.vocabulary import Reason
+from millrace.vocabulary import Reason, Trouble
 
 
 class MillraceError(Exception):
@@ -157,6 +158,18 @@ class Unavailable(MillraceError):
 
     code = "unavailable"
     status = 503
+
+
+class ProviderTrouble(MillraceError):
+    """A fleet's provider did not do what it was asked to, or not all of it. Asked again later, it may."""
+
+    code = "provider_trouble"
+    status = 503
+    hint = "Asked again later, it may; 'millrace fleet show' says what it answers."
+
+    def __init__(self, trouble: Trouble, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.trouble = trouble
 
 
 class BuildProblem(MillraceError):

@@ -170,6 +170,16 @@ class ArtifactPackaging(StrEnum):
     ZIP = "ZIP"
 
 
+class Trouble(StrEnum):
+    """Why a fleet's provider did not do what it was asked to."""
+
+    THROTTLED = "throttled"
+    CAPACITY = "capacity"
+    CREDENTIALS = "credentials"
+    MISSING = "missing"
+    AWAY = "away"
+
+
 class TokenScope(StrEnum):
     """What an API token may do. A `PROJECT` token names its project; a `WORKER` token only claims builds."""
 

@@ -456,10 +456,21 @@ class Worker(Base):
     last_seen_ms: Mapped[int] = mapped_column(Ms)
     state: Mapped[str] = mapped_column(sa.String(20), default="up", server_default="up")
     not_claiming: Mapped[str] = mapped_column(sa.String(500), default="", server_default="")
+    generation: Mapped[int | None]
+    cpu_millis: Mapped[int | None]
+    memory_bytes: Mapped[int | None] = mapped_column(Ms)
+    labels: Mapped[list[str] | None] = mapped_column(Json)
+    idle_since_ms: Mapped[int | None] = mapped_column(Ms)
+    leave_ms: Mapped[int | None] = mapped_column(Ms)
+    leave_why: Mapped[str] = mapped_column(sa.String(500), default="", server_default="")
 
 
 class Fleet(Base):
-    """A fleet as it is set: paused or not, and how many of its builds may run at once. One without a row has no such limits."""
+    """A fleet as it is set: paused or not, and how many of its builds may run at once. One without a row has no such limits.
+
+    `settings` is a `millrace.fleet.FleetSettings`. Workers of `generation` are the newest; `stable_generation` is the one before
+    it as long as the newest is tried out, else the same. `decision` is what was decided last, `decided_ms` when.
+    """
 
     __tablename__ = "fleets"
     name: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
@@ -468,6 +479,47 @@ class Fleet(Base):
     paused_why: Mapped[str | None] = mapped_column(sa.String(500))
     max_running: Mapped[int | None]
     modified_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
+    settings: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    generation: Mapped[int] = mapped_column(default=1, server_default="1")
+    stable_generation: Mapped[int] = mapped_column(default=1, server_default="1")
+    rollout: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    decision: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    decided_ms: Mapped[int | None] = mapped_column(Ms)
+
+
+class Instance(Base):
+    """An instance of a fleet as it was seen last: what a worker runs in, whether it came or not (`scheduler.fleets.provider`).
+
+    Its worker, once there is one, has the same id. `gone_ms`: when it was no longer there.
+    """
+
+    __tablename__ = "instances"
+    fleet: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
+    id: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
+    provider: Mapped[str] = mapped_column(sa.String(20))
+    state: Mapped[str] = mapped_column(sa.String(20))
+    generation: Mapped[int | None]
+    build_id: Mapped[str | None] = mapped_column(sa.String(200))
+    found_ms: Mapped[int] = mapped_column(Ms)
+    seen_ms: Mapped[int] = mapped_column(Ms)
+    joined_ms: Mapped[int | None] = mapped_column(Ms)
+    released_ms: Mapped[int | None] = mapped_column(Ms)
+    gone_ms: Mapped[int | None] = mapped_column(Ms)
+    why: Mapped[str] = mapped_column(sa.String(500), default="", server_default="")
+    __table_args__ = (_index("ix_instances_there", "fleet", only=sa.text("gone_ms IS NULL")),)
+
+
+class Decision(Base):
+    """How many workers a fleet was to have, and why: one row where that changed, and one a minute. `load` is what it rests on."""
+
+    __tablename__ = "decisions"
+    id: Mapped[int] = mapped_column(_AUTO, primary_key=True, autoincrement=True)
+    fleet: Mapped[str] = mapped_column(sa.String(100))
+    at_ms: Mapped[int] = mapped_column(Ms)
+    wanted: Mapped[int]
+    why: Mapped[str] = mapped_column(sa.String(500))
+    load: Mapped[dict[str, Any]] = mapped_column(Json)
+    __table_args__ = (sa.Index("ix_decisions_fleet", "fleet", "id"),)
 
 
 class Turn(Base):

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from millrace.errors import FieldProblem, InvalidInput
+from millrace.fleet import FLEET_NAME
 from millrace.ids import new_build_id
 from millrace.project import BuildSettings
 from millrace.vocabulary import BuildState
@@ -16,7 +17,6 @@ from scheduler.db import now_ms
 from scheduler.models import Build, Outbox, Project
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,40}|[0-9a-f]{64}")
-FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from millrace.errors import InvalidInput, NotFound
+from millrace.fleet import FLEET_NAME
 from scheduler import lanes
 from scheduler.db import Database, now_ms
 from scheduler.fleets.capacity import capacity_of
 from scheduler.models import IS_HELD, IS_QUEUED, Build, Fleet, Worker
-from scheduler.queue import FLEET_NAME
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -511,7 +511,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.caches.make_room": _crowded,
     "commit.caches.remove": _taken,
     "commit.dispatch._note": _lost,
-    "commit.records._write": _fleet,
+    "commit.fleets.records._write": _fleet,
     "commit.hooks.approve": _approved,
     "commit.hooks.create": _hook,
     "commit.hooks.delete": _hook,

@@ -35,9 +35,10 @@ from millrace.ids import new_secret, staging_prefix
 from millrace.project import BuildOverrides
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
-from scheduler import attempts, fleets, intake, leases, lifecycle, queries
+from scheduler import attempts, intake, leases, lifecycle, queries
 from scheduler.db import Database
 from scheduler.fairness import is_fair
+from scheduler.fleets import records
 from scheduler.leases import STOP_GRACE_MS, hash_token
 from scheduler.models import Build, Event, Outbox
 from scheduler.states import HELD, TERMINAL
@@ -342,9 +343,9 @@ class Records(RuleBasedStateMachine):
     @rule(on=st.booleans())
     def pause(self, on: bool) -> None:
         if on:
-            fleets.pause(self.db, "default", by="t", why="")
+            records.pause(self.db, "default", by="t", why="")
         else:
-            fleets.resume(self.db, "default")
+            records.resume(self.db, "default")
         self.paused = on
 
     @rule(twins=st.booleans())
