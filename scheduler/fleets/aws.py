@@ -1,0 +1,91 @@
+"""AWS as the providers of fleets talk to it: clients with little patience, and its errors as ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    TokenRetrievalError,
+)
+
+from millrace.errors import ProviderTrouble
+from millrace.vocabulary import Trouble
+
+_CONFIG: Final = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
+"""A scaler asks again in its next round: what does not answer holds it up no longer than this."""
+_THROTTLED: Final = ("Throttl", "RequestLimitExceeded", "TooManyRequests", "SlowDown", "ScalingActivityInProgress")
+_CAPACITY: Final = (
+    "InsufficientInstanceCapacity",
+    "InsufficientHostCapacity",
+    "InsufficientReservedInstanceCapacity",
+    "LimitExceeded",
+    "MaxSpotInstanceCountExceeded",
+    "SpotMaxPriceTooLow",
+    "RESOURCE:",
+    "Capacity is unavailable",
+    "limit on the number of",
+)
+_CREDENTIALS: Final = (
+    "AccessDenied",
+    "UnauthorizedOperation",
+    "AuthFailure",
+    "UnrecognizedClient",
+    "InvalidClientToken",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "IncompleteSignature",
+    "InvalidSignature",
+    "MissingAuthentication",
+    "ExpiredToken",
+    "RequestExpired",
+    "OptInRequired",
+)
+_KINDS: Final = ((Trouble.THROTTLED, _THROTTLED), (Trouble.CAPACITY, _CAPACITY), (Trouble.CREDENTIALS, _CREDENTIALS))
+"""By what AWS says, in its code or else in its words: the first that fits counts."""
+_HINTS: Final = {
+    Trouble.CREDENTIALS: "The scheduler needs credentials as boto3 finds them, and a role that allows this call.",
+    Trouble.MISSING: "Is what the fleet's provider names there, in this region and account?",
+    Trouble.AWAY: "The scheduler needs the network, and the right region or endpointUrl.",
+}
+
+
+def client(service: str, region: str, endpoint_url: str | None = None) -> Any:
+    """A client of one service. Credentials are found as boto3 finds them, at the first call. Raises ProviderTrouble."""
+    with translated(f"{service} of {region}"):
+        return boto3.session.Session().client(service, region_name=region, endpoint_url=endpoint_url, config=_CONFIG)
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Errors of AWS as ProviderTrouble; `what` says what was asked, for people: `the group NAME`."""
+    try:
+        yield
+    except ClientError as error:
+        said = error.response.get("Error", {})
+        code, message = str(said.get("Code", "")), str(said.get("Message", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        raise trouble(what, code, message, refused=400 <= status < 500) from error
+    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, TokenRetrievalError) as error:
+        raise _trouble(Trouble.CREDENTIALS, what, str(error)) from error
+    except (BotoCoreError, ValueError) as error:  # ValueError: an address that is none
+        raise _trouble(Trouble.AWAY, what, str(error)) from error
+
+
+def trouble(what: str, code: str, message: str = "", *, refused: bool = True) -> ProviderTrouble:
+    """What AWS answered, by its code or reason. `refused`: it found fault with the request, and so with what it names."""
+    said = f"{code}: {message}" if message else code
+    for kind, words in _KINDS:
+        if any(word in said for word in words):
+            return _trouble(kind, what, said)
+    return _trouble(Trouble.MISSING if refused else Trouble.AWAY, what, said)
+
+
+def _trouble(kind: Trouble, what: str, said: str) -> ProviderTrouble:
+    return ProviderTrouble(kind, f"{what}: {said[:500]}", hint=_HINTS.get(kind, ""))
