@@ -6,8 +6,10 @@ CodeBuild's fleet fields map onto it (CodeBuild: CreateFleet): `baseCapacity` is
 """
 
 import re
+from datetime import UTC, tzinfo
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
+from zoneinfo import ZoneInfo
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -32,14 +34,30 @@ class Weekday(StrEnum):
     SUN = "SUN"
 
 
+def zone_of(name: str) -> tzinfo:
+    """The time zone of this name in the IANA database. Raises ValueError."""
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:  # a folder of zones is an OSError
+        raise ValueError(f"{name[:60]!r} is no time zone that this machine knows: write one like UTC or Europe/Berlin") from error
+
+
 class Warm(Shape):
-    """A minimum for some hours of some days. Where `to` is not after `from`, it ends on the next day."""
+    """A minimum for some hours of some days by the clock of `timezone`. Where `to` is not after `from`, it ends the next day."""
 
     days: tuple[Weekday, ...] = tuple(Weekday)
     start: Clock = Field(alias="from")
     end: Clock = Field(alias="to")
     timezone: str = "UTC"
     minimum: int = Field(ge=1, le=MOST_WORKERS)
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_is_known(cls, name: str) -> str:
+        zone_of(name)
+        return name
 
 
 class Scaling(Shape):
