@@ -217,6 +217,7 @@ class _Attempt:
         self._frozen = False
         self._asides: list[threading.Thread] = []
         self._fits: Future[bool] = Future()
+        self._begun: Future[None] | None = None
 
     def carry(self) -> None:
         """All phases. Raises what ends the attempt early; failed commands are noted in the progress."""
@@ -284,7 +285,7 @@ class _Attempt:
     # Phases
 
     def _provision(self) -> Image:
-        """The image is on the host, the workspace is laid out, the container is made, and runs already where it was parked."""
+        """The image is on the host, the workspace is laid out, the container is made, and runs or begins to."""
         if self._settings.environment.privileged_mode:
             raise BuildProblem(
                 "privilegedMode is not served by this fleet",
@@ -303,8 +304,25 @@ class _Attempt:
             self._image = self._engine.ensure_image(mould.image)
             self._workspace.make()
             self._container = parking.make(self._engine, mould, self._workspace, name=name, labels=self._job.labels)
+            self._begun = self._begin(self._container)
         self._workspace.add_sources()
         return self._image
+
+    def _begin(self, container: str) -> "Future[None]":
+        """Start the container while its sources are fetched, as it does nothing before it is told to. Raises in `_start`."""
+        begun: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                self._console = self._engine.attach(container)
+                self._engine.start(container)
+            except (InfraProblem, BuildProblem) as problem:
+                begun.set_exception(problem)
+            else:
+                begun.set_result(None)
+
+        self._aside("start", work)
+        return begun
 
     def _adopt(self, parked: Parked, name: str) -> None:
         """Look whether the parked container is still what this build would be given, while its sources are fetched."""
@@ -352,6 +370,8 @@ class _Attempt:
         self._check_stop()
         if self._console is not None and self._job.parked is not None and not self._fits.result():
             self._replace(self._job.parked)
+        if self._begun is not None:
+            self._begun.result()
         if self._console is None:
             self._console = self._engine.attach(self._container)
             self._engine.start(self._container)

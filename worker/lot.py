@@ -25,6 +25,8 @@ _SHY_S: Final = 30.0
 _ROUND_S: Final = 10.0
 _AFTER_S: Final = 0.25
 """How long the next container waits to be parked after one was taken, so that the build that took it has the host to itself."""
+_AFTER_COLD_S: Final = 1.0
+"""The same after a mould that was not asked for of late: its build makes a container of its own first."""
 _LEAST_MEMORY_BYTES: Final = 1024**3
 """What must be available on the host for another container to be parked."""
 PARKED: Final = b"parked"
@@ -51,11 +53,15 @@ class Lot:
         self._shy: dict[Mould, float] = {}
         self._stirred = True
         self._closed = False
+        self._calm_at = 0.0
 
     def take(self, mould: Mould) -> Waiting:
         """A process for a build: with a container from `mould`, or without one. Raises Unavailable."""
         with self._changed:
-            self._hot[mould] = time.monotonic()
+            now = time.monotonic()
+            if mould not in self._hot:
+                self._calm_at = now + _AFTER_COLD_S
+            self._hot[mould] = now
             self._stirred = True
             self._changed.notify_all()
         for wanted in (mould, None):
@@ -73,7 +79,8 @@ class Lot:
             except MillraceError as error:
                 log.warning("parking.failed", why=error.message)
             with self._changed:
-                self._changed.wait_for(lambda: self._stirred or self._closed, _ROUND_S)
+                until_calm = self._calm_at - time.monotonic()
+                self._changed.wait_for(lambda: self._stirred or self._closed, until_calm if until_calm > 0 else _ROUND_S)
                 self._changed.wait_for(lambda: self._closed, _AFTER_S)
                 self._stirred = False
 
@@ -155,9 +162,13 @@ class Lot:
             for mould, count in wanted.items():
                 if count < 1:
                     continue
-                if mould is None or (self._shy.get(mould, 0) < time.monotonic() and _available_bytes() > _LEAST_MEMORY_BYTES):
+                if mould is None or self._may_park(mould):
                     return (mould,)
             return None
+
+    def _may_park(self, mould: Mould) -> bool:
+        now = time.monotonic()
+        return now > max(self._calm_at, self._shy.get(mould, 0)) and _available_bytes() > _LEAST_MEMORY_BYTES
 
 
 def _see_off(one: Waiting) -> None:

@@ -370,3 +370,35 @@ def test_a_cache_may_be_restored_only_or_saved_only(
     spec = HEAD + f"  build:\n    commands: [echo x > f]\ncache:\n  key: k\n  action: {action}\n  paths: [f]\n"
     result = carried(tmp_path, recorder, spec, cache={"type": "S3"})
     assert (recorder.asked is not None, len(result.caches)) == (asks, int(saves))
+
+
+def test_a_container_that_was_not_parked_begins_while_the_sources_are_fetched(tmp_path: Path, recorder: Recorder) -> None:
+    begun = threading.Event()
+
+    class Watched(FakeEngine):
+        def start(self, container_id: str) -> None:
+            super().start(container_id)
+            begun.set()
+
+    def secrets(references: Sequence[SecretReference]) -> Mapping[str, str]:
+        assert begun.wait(10), "it waits for the sources"
+        return {one.name: "s3cret" for one in references}
+
+    recorder.secrets = secrets  # type: ignore[method-assign]
+    spec = "version: 0.2\nenv:\n  parameter-store: {A: /a}\nphases:\n  build:\n    commands: [echo a]\n"
+    result = run(job(tmp_path, spec), Watched({}), recorder, recorder, StopSignal(), ExitStack())
+    assert result.verdict is Verdict.SUCCEEDED
+
+
+def test_a_container_that_cannot_begin_fails_the_download_of_the_source(tmp_path: Path, recorder: Recorder) -> None:
+    class Broken(FakeEngine):
+        def start(self, container_id: str) -> None:
+            raise BuildProblem("it has no /bin/sh", reason=Reason.BAD_IMAGE)
+
+    engine = Broken({})
+    one = job(tmp_path, HEAD + "  build:\n    commands: [echo a]\n")
+    with ExitStack() as later:
+        result = run(one, engine, recorder, recorder, StopSignal(), later)
+    assert (result.verdict, result.reason) == (Verdict.FAILED, Reason.BAD_IMAGE)
+    assert recorder.statuses()["DOWNLOAD_SOURCE"] == "FAILED"
+    assert list(engine.leftovers({})) == []
