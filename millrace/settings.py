@@ -36,7 +36,9 @@ class Settings(BaseSettings):
             description="Object store: file:///folder, or http(s)://host:port of any S3; absent: a directory in the data folder."
         ),
     ] = None
-    store_access_key: Annotated[str | None, Field(description="Access key of the S3 store.")] = None
+    store_access_key: Annotated[
+        str | None, Field(description="Access key of the S3 store; absent, with AWS's own: that of the role.")
+    ] = None
     store_secret_key: Annotated[SecretStr | None, Field(description="Secret key of the S3 store.")] = None
     store_region: Annotated[str, Field(description="Region of the S3 store.")] = "us-east-1"
     bucket: Annotated[str, Field(description="Bucket that holds what the farm itself stores: artifacts, uploads, logs.")] = (

@@ -21,6 +21,8 @@ from millrace.vocabulary import Reason
 
 PIECE_BYTES: Final = 1024 * 1024
 """How much is held in memory of a body that streams through."""
+_AWS: Final = re.compile(r"\.amazonaws\.com(\.cn)?$")
+"""Hosts of AWS's own S3, for which its roles have keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,10 @@ def open_store(settings: Settings) -> Store:
 
 
 def _open_store(settings: Settings) -> Store:
+    from minio.credentials.providers import StaticProvider
+
     from millrace.storage.directory import DirectoryStore
+    from millrace.storage.keys import RoleKeys
     from millrace.storage.s3 import S3Store
 
     address = urlsplit(settings.store)
@@ -124,12 +129,13 @@ def _open_store(settings: Settings) -> Store:
             )
         return DirectoryStore(unquote(address.path), key.get_secret_value().encode())
     if address.scheme in ("http", "https") and address.hostname and address.path in ("", "/") and "@" not in address.netloc:
-        if settings.store_access_key is None or settings.store_secret_key is None:
+        name, secret = settings.store_access_key, settings.store_secret_key
+        by_role = name is None and secret is None and address.scheme == "https" and _AWS.search(address.hostname) is not None
+        if not by_role and (name is None or secret is None):
             raise InvalidInput("an S3 store needs MILLRACE_STORE_ACCESS_KEY and MILLRACE_STORE_SECRET_KEY")
         return S3Store(
             address.netloc,
-            access_key=settings.store_access_key,
-            secret_key=settings.store_secret_key.get_secret_value(),
+            keys=RoleKeys() if name is None or secret is None else StaticProvider(name, secret.get_secret_value()),
             region=settings.store_region,
             secure=address.scheme == "https",
             bucket=settings.bucket,

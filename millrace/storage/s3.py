@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
+from minio.credentials.providers import Provider
 from minio.datatypes import Part
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
@@ -50,16 +51,14 @@ _HASH: Final = "sha256"
 class S3Store:
     """A `Store` in S3. Buckets are made when something is first put into them; `bucket` is the one that `check` looks at."""
 
-    def __init__(self, endpoint: str, *, access_key: str, secret_key: str, region: str, secure: bool, bucket: str) -> None:
-        self._access_key, self._secret_key, self._bucket = access_key, secret_key, bucket
+    def __init__(self, endpoint: str, *, keys: Provider, region: str, secure: bool, bucket: str) -> None:
+        self._keys, self._bucket = keys, bucket
         self._http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=5, read=60),
             maxsize=32,
             retries=urllib3.Retry(total=0, redirect=2),
         )
-        self._client = Minio(
-            endpoint, access_key=access_key, secret_key=secret_key, region=region, secure=secure, http_client=self._http
-        )
+        self._client = Minio(endpoint, credentials=keys, region=region, secure=secure, http_client=self._http)
         self._region = region
         self._buckets: set[str] = set()
 
@@ -205,7 +204,8 @@ class S3Store:
         if method == "PUT":
             self._try(f"keep {key}", lambda: self._make(bucket))
             return self._grant_put(bucket, key, expires_in_s, size_bytes, sha256)
-        url = self._presigned("GET", bucket, key, expires_in_s)
+        expires = timedelta(seconds=expires_in_s)
+        url = self._try(f"grant {key}", lambda: self._client.get_presigned_url(method, bucket, key, expires=expires))
         return Grant(method=method, url=url, headers={}, key=key, expires_in_s=expires_in_s)
 
     def _grant_put(
@@ -223,13 +223,8 @@ class S3Store:
         if sha256 is not None:
             headers[f"x-amz-meta-{_HASH}"] = sha256
             headers["x-amz-checksum-sha256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
-        url = self._signed(self._presigned("PUT", bucket, key, expires_in_s), headers, expires_in_s, datetime.now(UTC))
+        url = self._try(f"grant {key}", lambda: self._signed_put(bucket, key, headers, expires_in_s))
         return Grant(method="PUT", url=url, headers=headers, key=key, expires_in_s=expires_in_s)
-
-    def _presigned(self, method: str, bucket: str, key: str, expires_in_s: int) -> str:
-        return self._try(
-            f"grant {key}", lambda: self._client.get_presigned_url(method, bucket, key, expires=timedelta(seconds=expires_in_s))
-        )
 
     def begin_parts(self, bucket: str, key: str, *, sha256: str) -> str:
         check_key(bucket, key)
@@ -242,8 +237,8 @@ class S3Store:
     ) -> PartGrant:
         headers = {"Content-Length": str(size_bytes), "Content-MD5": base64.b64encode(bytes.fromhex(md5)).decode()}
         params = {"partNumber": str(number), "uploadId": upload}
-        address = self._presigned("PUT", bucket, key, expires_in_s)
-        return PartGrant(url=self._signed(address, headers, expires_in_s, datetime.now(UTC), params), headers=headers)
+        url = self._try(f"grant {key}", lambda: self._signed_put(bucket, key, headers, expires_in_s, params))
+        return PartGrant(url=url, headers=headers)
 
     def complete_parts(self, bucket: str, key: str, upload: str, tags: Sequence[str], *, size_bytes: int, sha256: str) -> None:
         check_key(bucket, key)
@@ -279,6 +274,12 @@ class S3Store:
         self._buckets.discard(self._bucket)
         self._try("answer", lambda: self._make(self._bucket), tries=2)
 
+    def _signed_put(
+        self, bucket: str, key: str, headers: Mapping[str, str], expires_in_s: int, params: Mapping[str, str] | None = None
+    ) -> str:
+        url = self._client.get_presigned_url("PUT", bucket, key, expires=timedelta(seconds=expires_in_s))
+        return self._signed(url, headers, expires_in_s, datetime.now(UTC), params)
+
     def _signed(
         self, url: str, headers: Mapping[str, str], expires_in_s: int, now: datetime, params: Mapping[str, str] | None = None
     ) -> str:
@@ -288,6 +289,8 @@ class S3Store:
         `x-amz-` headers that are not signed, and bytes that do not have the signed checksum.
         """
         address = urlsplit(url)
+        keys = self._keys.retrieve()
+        token = (("X-Amz-Security-Token", keys.session_token),) if keys.session_token else ()
         wanted = {name.lower(): value for name, value in headers.items()} | {"host": address.netloc}
         names = ";".join(sorted(wanted))
         day, moment = now.strftime("%Y%m%d"), now.strftime("%Y%m%dT%H%M%SZ")
@@ -296,9 +299,10 @@ class S3Store:
             f"{name}={quote(value, safe='')}"
             for name, value in (
                 ("X-Amz-Algorithm", "AWS4-HMAC-SHA256"),
-                ("X-Amz-Credential", f"{self._access_key}/{scope}"),
+                ("X-Amz-Credential", f"{keys.access_key}/{scope}"),
                 ("X-Amz-Date", moment),
                 ("X-Amz-Expires", str(expires_in_s)),
+                *token,
                 ("X-Amz-SignedHeaders", names),
                 *sorted((params or {}).items()),  # behind those with capitals, as their order is by bytes
             )
@@ -306,7 +310,7 @@ class S3Store:
         lines = "".join(f"{name}:{wanted[name]}\n" for name in sorted(wanted))
         request = f"PUT\n{address.path}\n{query}\n{lines}\n{names}\nUNSIGNED-PAYLOAD"
         text = f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        key = f"AWS4{self._secret_key}".encode()
+        key = f"AWS4{keys.secret_key}".encode()
         for part in (day, self._region, "s3", "aws4_request", text):
             key = hmac.digest(key, part.encode(), hashlib.sha256)
         return f"{address.scheme}://{address.netloc}{address.path}?{query}&X-Amz-Signature={key.hex()}"

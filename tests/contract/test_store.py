@@ -11,14 +11,17 @@ from typing import BinaryIO, cast
 
 import httpx
 import pytest
+from minio.credentials import Provider, StaticProvider
 
 from millrace.contract import Grant
 from millrace.errors import Forbidden, InfraProblem, InvalidInput
 from millrace.storage import Store, check_key, pieces
 from millrace.storage.directory import DirectoryStore, read_token
+from millrace.storage.keys import RoleKeys
 from millrace.storage.s3 import S3Store
 from millrace.vocabulary import Reason
 from tests.support.minio import MinioServer, minio_server, require_program
+from tests.support.rolekeys import task_role, temporary_keys
 
 KEY = b"k" * 32
 
@@ -66,20 +69,29 @@ def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
         yield server
 
 
-@pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.minio)])
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+@pytest.fixture(params=["directory", *(pytest.param(name, marks=pytest.mark.minio) for name in ("s3", "s3-by-role"))])
+def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     bucket = f"test-{secrets.token_hex(6)}"
     if request.param == "directory":
-        return Case(DirectoryStore(tmp_path / "objects", KEY), bucket, None)
+        yield Case(DirectoryStore(tmp_path / "objects", KEY), bucket, None)
+        return
     server: MinioServer = request.getfixturevalue("minio")
-    return Case(s3(server, bucket), bucket, server)
+    if request.param == "s3":
+        yield Case(s3(server, bucket), bucket, server)
+        return
+    with task_role(temporary_keys(server)) as address:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", address)
+        yield Case(s3(server, bucket, keys=RoleKeys()), bucket, server)
 
 
-def s3(server: MinioServer, bucket: str, *, secret_key: str | None = None) -> S3Store:
+def s3(server: MinioServer, bucket: str, *, keys: Provider | None = None) -> S3Store:
     return S3Store(
         f"127.0.0.1:{server.port}",
-        access_key=server.access_key,
-        secret_key=secret_key or server.secret_key,
+        keys=keys or StaticProvider(server.access_key, server.secret_key),
         region="us-east-1",
         secure=False,
         bucket=bucket,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from minio.credentials import StaticProvider
 
 from millrace.contract import Grant
 from millrace.errors import BuildStopped, InfraProblem
@@ -41,8 +42,7 @@ def link(minio: MinioServer) -> Iterator[Proxy]:
 def store(minio: MinioServer, link: Proxy) -> S3Store:
     return S3Store(
         f"127.0.0.1:{link.port}",
-        access_key=minio.access_key,
-        secret_key=minio.secret_key,
+        keys=StaticProvider(minio.access_key, minio.secret_key),
         region="us-east-1",
         secure=False,
         bucket=BUCKET,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from minio.credentials import StaticProvider
 
 from millrace.chunks import compare, read_list
 from millrace.contract import ArtifactReport, LogFooter
@@ -337,7 +338,7 @@ def test_a_store_that_never_answers_keeps_no_lost_build_waiting(
     with Proxy(("127.0.0.1", 9)) as silent:
         silent.faults = Faults(silent_up=True)
         store = S3Store(
-            f"127.0.0.1:{silent.port}", access_key="a", secret_key="b" * 8, region="us-east-1", secure=False, bucket="millrace"
+            f"127.0.0.1:{silent.port}", keys=StaticProvider("a", "b" * 8), region="us-east-1", secure=False, bucket="millrace"
         )
         sweeper = Sweeper(database, bell, store, settings)
         assert sweeper.sweep()

@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -187,8 +188,20 @@ def test_an_address_that_is_no_store_is_refused_without_its_secret(url: str) -> 
 def test_a_store_without_its_keys_says_which() -> None:
     with pytest.raises(InvalidInput, match="MILLRACE_SIGNING_KEY"):
         open_store(load({"MILLRACE_STORE_URL": "file:///x"}))
-    with pytest.raises(InvalidInput, match="MILLRACE_STORE_ACCESS_KEY"):
-        open_store(load({"MILLRACE_STORE_URL": "http://h:1"}))
+    for keys in ({}, {"MILLRACE_STORE_ACCESS_KEY": "a"}):
+        for url in ("http://h:1", "https://amazonaws.com.example.org", "http://s3.eu-west-1.amazonaws.com"):
+            with pytest.raises(InvalidInput, match="MILLRACE_STORE_ACCESS_KEY"):
+                open_store(load({"MILLRACE_STORE_URL": url, **keys}))
+
+
+def test_a_store_of_aws_is_opened_with_the_keys_of_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ACCESS_KEY_ID", "ASIAROLE"), ("SECRET_ACCESS_KEY", "s"), ("SESSION_TOKEN", "a+b/c=")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    url = "https://s3.eu-west-1.amazonaws.com"
+    store = open_store(load({"MILLRACE_STORE_URL": url, "MILLRACE_STORE_REGION": "eu-west-1"}))
+    said = httpx.URL(store.presign("GET", BUCKET, "k", expires_in_s=60).url).params
+    assert said["X-Amz-Credential"].startswith("ASIAROLE/")
+    assert said["X-Amz-Security-Token"] == "a+b/c="
 
 
 @given(st.binary(max_size=300), st.integers(min_value=1, max_value=50))
