@@ -8,9 +8,9 @@ for, and is not started twice. In this order:
    be kept, each that waits wants a slot of its own.
 2. Beside them `headroom_slots` are kept free, or as many that `utilization_percent` are used, whichever is more.
 3. Workers: slots by slots per worker, at least `minimum` and what is to be warm at this time, at most `maximum`.
-4. More is wanted at once. Fewer must have been wanted for `shrink_after_s` without a break, and then it is the most that was
-   wanted in that time. Workers do not leave for builds' sake that still run on some that are leaving: where these end, others
-   follow.
+4. More is wanted at once. There are never fewer than were wanted at some moment of the last `shrink_after_s`: each worker
+   stays for so long after it was wanted last. None leaves for want of builds that still run on some that are leaving: where
+   these end, others follow.
 5. Where what is known is older than `stale_after_s`, nothing is changed.
 """
 
@@ -63,11 +63,13 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What is remembered from one decision to the next. `fewer_since_ms`: since when fewer than there are have been wanted;
-    `peak`: the most that was in that time; `wanted`: what was decided last."""
+    """What is remembered from one decision to the next; JSON can hold it.
 
-    fewer_since_ms: int | None = None
-    peak: int | None = None
+    `recent`: moments (ms) and how many were wanted last then, by time, each fewer than the one before. `wanted`: what was
+    decided last, None where nothing was yet.
+    """
+
+    recent: Sequence[Sequence[int]] = ()
     wanted: int | None = None
 
 
@@ -97,36 +99,34 @@ def decide(scaling: Scaling, slots: int, load: Load, memory: Memory) -> Decision
         return Decision(wanted=load.present, why=why, memory=memory)
     here = load.running - load.on_draining
     size = _limited(scaling, load, _of_load(scaling, slots, load, here))
-    held = load.present if memory.wanted is None else min(load.present, memory.wanted)
-    if size.workers >= held:
-        return _settled(size)
-    if load.on_draining:
+    if memory.wanted is None:
+        memory = Memory(recent=((load.now_ms, load.present),), wanted=load.present)
+    held = min(load.present, memory.wanted or 0)
+    if size.workers < held and load.on_draining:
         kept = _limited(scaling, load, _of_load(scaling, slots, load, load.running))
         if kept.workers >= held:
             leaving = _count(load.on_draining, "build runs on a worker that leaves", "builds run on workers that leave")
-            return _settled(_Size(workers=held, why=f"held: {leaving}; {kept.why}"))
-        size = kept
-    return _shrunk(scaling, load, memory, size, min(held, scaling.maximum))
+            size = _Size(workers=held, why=f"held: {leaving}; {kept.why}")
+        else:
+            size = kept
+    recent = [
+        *((at_ms, many) for at_ms, many in memory.recent if many > size.workers and not _is_over(scaling, load, at_ms)),
+        (load.now_ms, size.workers),
+    ]
+    if size.workers >= held:
+        return Decision(wanted=size.workers, why=size.why, memory=Memory(recent=recent, wanted=size.workers))
+    at_ms, many = recent[0]
+    wanted = min(held, many, scaling.maximum)
+    why = size.why
+    if wanted > size.workers:
+        ago_s = max(0, load.now_ms - at_ms) / 1000
+        why = f"held: {wanted} wanted fewer since {ago_s:.0f} s, it shrinks after {scaling.shrink_after_s:g} s; now: {size.why}"
+    return Decision(wanted=wanted, why=why, memory=Memory(recent=recent, wanted=wanted))
 
 
-def _settled(size: _Size) -> Decision:
-    return Decision(wanted=size.workers, why=size.why, memory=Memory(wanted=size.workers))
-
-
-def _shrunk(scaling: Scaling, load: Load, memory: Memory, size: _Size, held: int) -> Decision:
-    """Fewer than `held` are wanted: they are kept until that has lasted."""
-    since_ms = load.now_ms if memory.fewer_since_ms is None else memory.fewer_since_ms
-    peak = max(size.workers, memory.peak or 0) if memory.fewer_since_ms is not None else size.workers
-    lasted_s = max(0.0, (load.now_ms - since_ms) / 1000)
-    if lasted_s >= scaling.shrink_after_s:
-        wanted = min(peak, held)
-        why = size.why if wanted == size.workers else f"{wanted} were wanted in the last {lasted_s:.0f} s; now: {size.why}"
-        rest = Memory(wanted=wanted)
-        if size.workers < wanted:
-            rest = Memory(fewer_since_ms=load.now_ms, peak=size.workers, wanted=wanted)
-        return Decision(wanted=wanted, why=why, memory=rest)
-    why = f"held: {held} wanted fewer since {lasted_s:.0f} s, it shrinks after {scaling.shrink_after_s:g} s; now: {size.why}"
-    return Decision(wanted=held, why=why, memory=Memory(fewer_since_ms=since_ms, peak=peak, wanted=held))
+def _is_over(scaling: Scaling, load: Load, at_ms: int) -> bool:
+    """Whether what was wanted then keeps nobody any more."""
+    return load.now_ms - at_ms >= scaling.shrink_after_s * 1000
 
 
 def _of_load(scaling: Scaling, slots: int, load: Load, running: int) -> _Size:
