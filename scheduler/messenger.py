@@ -29,6 +29,7 @@ from scheduler.db import Database, now_ms
 from scheduler.models import Build, Notice
 from scheduler.notices import Outcome
 from scheduler.providers import TELL, Access, Later, Place, Refused, Report, Rest, place_of
+from scheduler.providers.rest import trust_of
 
 log = get_logger(__name__)
 Credentials = Callable[[str, ProjectSource], Access | None]
@@ -183,11 +184,7 @@ class Messenger:
         return access
 
     def _context(self) -> ssl.SSLContext:
-        if self._trust is None:
-            trust = ssl.create_default_context()
-            if self._settings.ca_bundle is not None:
-                trust.load_verify_locations(self._settings.ca_bundle)
-            self._trust = trust
+        self._trust = self._trust or trust_of(self._settings)
         return self._trust
 
     def _tell(self, rest: Rest, word: _Word) -> str | None:

@@ -3,10 +3,11 @@
 GitHub: REST API, commits/statuses and checks/runs (version 2022-11-28).
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from millrace.vocabulary import BuildState
-from scheduler.providers.rest import Refused, Report, Rest, segment
+from scheduler.providers.rest import Answer, Place, Refused, Report, Rest, segment
 
 _STATES: Final = {
     BuildState.QUEUED: "pending",
@@ -40,10 +41,10 @@ def tell(rest: Rest, report: Report) -> str | None:
         except Refused as refusal:
             if refusal.status not in (403, 404):
                 raise
-    _send(
+    ask(
         rest,
         "POST",
-        f"{_repository(report)}/statuses/{report.commit}",
+        f"{repository(report.place)}/statuses/{report.commit}",
         {
             "state": _STATES[report.state],
             "target_url": report.url,
@@ -65,33 +66,30 @@ def _check(rest: Rest, report: Report) -> str | None:
     }
     if conclusion is not None:
         body["conclusion"] = conclusion
-    runs = f"{_repository(report)}/check-runs"
+    runs = f"{repository(report.place)}/check-runs"
     if report.known_as is not None and report.known_as.isdecimal():
         try:
-            _send(rest, "PATCH", f"{runs}/{report.known_as}", body)
+            ask(rest, "PATCH", f"{runs}/{report.known_as}", body)
             return report.known_as
         except Refused as refusal:
             if refusal.status != 404:
                 raise
-    made = _send(rest, "POST", runs, body | {"head_sha": report.commit})
+    made = ask(rest, "POST", runs, body | {"head_sha": report.commit}).data
     return str(made["id"]) if isinstance(made, dict) and isinstance(made.get("id"), int) else None
 
 
-def _repository(report: Report) -> str:
-    place = report.place
+def repository(place: Place) -> str:
+    """The address of a repository at the API."""
     owner, _, name = place.path.rpartition("/")
     api = "https://api.github.com" if place.host == "github.com" else f"{place.origin}/api/v3"
     return f"{api}/repos/{segment(owner)}/{segment(name)}"
 
 
-def _send(rest: Rest, method: str, url: str, body: dict[str, Any]) -> Any:
-    return rest.send(
-        method,
-        url,
-        body,
-        {
-            "Accept": "application/vnd.github+json",
-            "Authorization": f"Bearer {rest.access.token}",
-            "X-GitHub-Api-Version": "2022-11-28",
-        },
-    )
+def ask(rest: Rest, method: str, url: str, body: Mapping[str, Any] | None = None, **params: str) -> Answer:
+    """One request as GitHub wants it."""
+    headers = {
+        "Accept": "application/vnd.github+json",
+        "Authorization": f"Bearer {rest.access.token}",
+        "X-GitHub-Api-Version": "2022-11-28",
+    }
+    return rest.ask(method, url, body, headers, params)

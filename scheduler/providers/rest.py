@@ -5,6 +5,7 @@ import json
 import re
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -13,10 +14,11 @@ import httpx
 
 from millrace import __version__
 from millrace.project import ProjectSource
+from millrace.settings import Settings
 from millrace.vocabulary import BuildState
 
 TIMEOUT_S: Final = 10.0
-_MAX_ANSWER: Final = 64 * 1024
+_MAX_ANSWER: Final = 4 * 1024 * 1024
 _MAX_REDIRECTS: Final = 3
 _SHOWN_CHARS: Final = 300
 _SCP: Final = re.compile(r"(?:[^@/]+@)?([^:/]+):(?!//)(.+)")
@@ -84,6 +86,22 @@ def place_of(source: ProjectSource) -> Place:
     return Place(origin=f"{'http' if plain else 'https'}://{host}", host=address.hostname, path=path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a server answered: its JSON, None where it is none; and the address of the next page, where there is one."""
+
+    data: Any
+    next: str | None = None
+
+
+def trust_of(settings: Settings) -> ssl.SSLContext:
+    """Whose certificates are believed: the host's, and those of `ca_bundle`."""
+    trust = ssl.create_default_context()
+    if settings.ca_bundle is not None:
+        trust.load_verify_locations(settings.ca_bundle)
+    return trust
+
+
 def segment(text: str) -> str:
     """`text` as one segment of a path."""
     return quote(text, safe="")
@@ -101,36 +119,64 @@ class Rest:
         """Give the connections back."""
         self._client.close()
 
-    def send(self, method: str, url: str, body: dict[str, Any], headers: dict[str, str]) -> Any:
+    def send(self, method: str, url: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Any:
         """The answer's JSON, None where it is none. Raises Refused or Later."""
-        headers = {"User-Agent": f"millrace/{__version__}", "Accept": "application/json"} | headers
-        for _ in range(_MAX_REDIRECTS):
-            status, answered, content = self._ask(method, url, body, headers)
-            moved = httpx.URL(url).join(answered.get("location", "")) if status in (301, 307, 308) else None
-            if moved is None:
-                # What echoes a token must not have it shown to people.
-                return _judged(status, answered, content.replace(self.access.token.encode(), b"***"))
-            if (moved.scheme, moved.netloc) != (httpx.URL(url).scheme, httpx.URL(url).netloc):
-                raise Refused(f"the server sends us on to {moved.host}, which gets no token", status)
-            url = str(moved)  # a renamed repository
+        return self.ask(method, url, body, headers).data
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str],
+        params: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """The answer. A `body` of None sends none. Raises Refused or Later."""
+        headers = {"User-Agent": f"millrace/{__version__}", "Accept": "application/json"} | dict(headers)
+        try:
+            url = str(httpx.URL(url, params=params) if params else httpx.URL(url))
+            for _ in range(_MAX_REDIRECTS):
+                status, answered, content = self._ask(method, url, body, headers)
+                moved = httpx.URL(url).join(answered.get("location", "")) if status in (301, 307, 308) else None
+                if moved is None:
+                    # What echoes a token must not have it shown to people.
+                    data = _judged(status, answered, content.replace(self.access.token.encode(), b"***"))
+                    return Answer(data=data, next=self._next(url, answered))
+                self._stay_at(url, moved, status)
+                url = str(moved)  # a renamed repository
+        except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+            raise Refused(f"the address is none: {error}") from error
         raise Refused("the server sends us in a circle")
 
-    def _ask(self, method: str, url: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, httpx.Headers, bytes]:
+    @staticmethod
+    def _stay_at(url: str, other: httpx.URL, status: int) -> None:
+        if (other.scheme, other.netloc) != (httpx.URL(url).scheme, httpx.URL(url).netloc):
+            raise Refused(f"the server sends us on to {other.host}, which gets no token", status)
+
+    def _next(self, url: str, answered: httpx.Headers) -> str | None:
+        """GitHub names the next page in a header `Link`."""
+        link = httpx.Response(200, headers={"link": answered.get("link", "")}).links.get("next", {}).get("url")
+        if link is None:
+            return None
+        self._stay_at(url, httpx.URL(url).join(link), 200)
+        return str(httpx.URL(url).join(link))
+
+    def _ask(
+        self, method: str, url: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]
+    ) -> tuple[int, httpx.Headers, bytes]:
         until = time.monotonic() + 2 * self._timeout_s
         content = b""
         try:
-            with self._client.stream(method, url, json=body, headers=headers) as answer:
+            with self._client.stream(method, url, json=body, headers=dict(headers)) as answer:
                 for part in answer.iter_bytes():
                     content += part
                     if len(content) > _MAX_ANSWER or time.monotonic() > until:
-                        break
+                        raise Later("the server's answer is too large, or comes too slowly")
                 return answer.status_code, answer.headers, content
         except httpx.TimeoutException as error:
             raise Later(f"the server does not answer within {self._timeout_s:g} s") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise Later(f"the server cannot be reached: {str(error) or type(error).__name__}") from error
-        except (httpx.InvalidURL, UnicodeError, ValueError) as error:
-            raise Refused(f"the address is none: {error}") from error
 
 
 def _judged(status: int, headers: httpx.Headers, content: bytes) -> Any:
