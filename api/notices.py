@@ -37,6 +37,16 @@ def of_build(build_id: str) -> dict[str, Any]:
     return {"notices": [_rendered(one) for one in found]}
 
 
+@blueprint.post("/builds/<build_id>/notices/resend")
+@needs(Scope.USER)
+def resend(build_id: str) -> tuple[dict[str, Any], int]:
+    """Tell the git server again what it refused of a build, or what was given up: 202. 409 where there is nothing of the kind."""
+    only()
+    require_build(build_id)
+    existing(build_id)
+    return {"notices": [_rendered(one) for one in notices.resend(here().db, build_id)]}, 202
+
+
 def _rendered(one: NoticeRecord) -> dict[str, Any]:
     return {
         "buildId": one.build_id,

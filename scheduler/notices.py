@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from millrace.errors import Conflict
 from millrace.project import BuildSettings, WebhookCause
 from millrace.vocabulary import BuildState, SourceType
 from scheduler.db import Database, now_ms
@@ -174,6 +175,31 @@ def find(
     with db.reading() as session:
         rows = session.scalars(query).all()
     return [_record(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
+
+
+def resend(db: Database, build_id: str) -> Sequence[NoticeRecord]:
+    """Tell anew what a server refused of a build, or was given up; what was said stays listed. Newer builds keep the last word.
+
+    Raises Conflict where nothing is to be told again.
+    """
+
+    def work(session: Session) -> Sequence[NoticeRecord]:
+        newest = sa.select(sa.func.max(Notice.id)).where(Notice.build_id == build_id).group_by(Notice.topic)
+        rows = session.scalars(sa.select(Notice).where(Notice.id.in_(newest)).order_by(Notice.id)).all()
+        refused = [row for row in rows if row.outcome in (Outcome.REFUSED, Outcome.GIVEN_UP)]
+        if not refused:
+            raise Conflict(
+                f"nothing that was to be told of {build_id} was refused or given up",
+                hint=f"'millrace notices {build_id}' shows what was told.",
+            )
+        now: int = session.execute(sa.select(now_ms())).scalar_one()
+        kept = ("project_name", "build_id", "topic", "asked_ms", "commit_id", "context", "state")
+        again = [Notice(**{name: getattr(row, name) for name in kept}, created_ms=now, due_ms=now) for row in refused]
+        session.add_all(again)
+        session.flush()
+        return [_record(row) for row in again]
+
+    return db.run(work)
 
 
 def _record(row: Notice) -> NoticeRecord:

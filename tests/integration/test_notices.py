@@ -424,3 +424,43 @@ def test_places_are_read_from_every_form_of_a_clone_address() -> None:
     for wrong in ("https://github.com/only", "/srv/git/r.git", "https://h/a/../b"):
         with pytest.raises(Refused, match="is no address of a repository"):
             place(wrong)
+
+
+def test_what_was_refused_is_told_again_by_hand_and_what_arrived_is_not(sqlite_database: Database, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, signing_key=SecretStr("k" * 64))
+    with standing_in() as git_server, serving(sqlite_database, settings) as api:
+        desk = Desk(sqlite_database, settings, git_server)
+        desk.project()
+        claim = desk.begin()
+        desk.send()
+        git_server.always = (401, {}, {"message": "Bad credentials"})
+        desk.end(claim)
+        desk.send()
+        git_server.always = None
+        assert desk.outcomes()[-1] == ("SUCCEEDED", "REFUSED") and desk.send(HOUR_MS) == 0
+        environment = {**for_children(os.environ), "MILLRACE_API_URL": api.url, "MILLRACE_TOKEN": api.token, "COLUMNS": "200"}
+        command = [sys.executable, "-m", "millrace.cli", "--data-dir", str(tmp_path), "notices", "resend", claim.build_id]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stdout.strip()) == (0, f"SUCCEEDED of {claim.build_id} is told again"), done.stderr
+        assert desk.send(60_000) == 1
+        assert git_server.states() == ["pending", "success"]
+        assert desk.outcomes()[-2:] == [("SUCCEEDED", "REFUSED"), ("SUCCEEDED", "SENT")]
+        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        assert (again.returncode, "was refused or given up" in again.stderr) == (1, True)
+        assert desk.outcomes()[-1] == ("SUCCEEDED", "SENT")
+
+
+def test_a_newer_build_keeps_the_last_word_over_an_older_one_that_is_told_again(desk: Desk) -> None:
+    desk.project()
+    older = desk.begin()
+    desk.server.answers = [(422, {}, {"message": "no"})]
+    desk.send()
+    desk.end(older)
+    desk.server.answers = [(422, {}, {"message": "no"})]
+    desk.send()
+    time.sleep(0.002)
+    desk.end(desk.begin(), Verdict.FAILED, Reason.EXIT_CODE)
+    desk.send()
+    notices.resend(desk.db, older.build_id)
+    assert desk.send(60_000) == 0
+    assert desk.server.states() == ["failure"]
