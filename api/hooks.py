@@ -15,7 +15,7 @@ from millrace.errors import Forbidden
 from millrace.project import Shape
 from millrace.vocabulary import TokenScope
 from millrace.webhook import FilterGroups, Pattern, PullRequestBuildPolicy, WebhookFarm, WebhookSettings
-from scheduler import filters, hooks
+from scheduler import approvers, filters, hooks
 from scheduler.hooks import HookRecord
 from scheduler.secrets import keys_of
 
@@ -31,7 +31,8 @@ class WebhookInput(WebhookSettings):
 class WebhookChange(Shape):
     """What is changed; what is left out stays. Of `branchFilter` and `filterGroups`, the one that is given replaces the other.
 
-    `overlapMinutes`: how long the old secret holds beside the new one, where `rotateSecret` asks for one.
+    `overlapMinutes`: how long the old secret holds beside the new one, where `rotateSecret` asks for one. `providerHookId`: what
+    the git server calls the webhook.
     """
 
     branch_filter: Pattern | None = None
@@ -39,6 +40,7 @@ class WebhookChange(Shape):
     build_type: str | None = Field(default=None, pattern="^BUILD$")
     pull_request_build_policy: PullRequestBuildPolicy | None = None
     millrace: WebhookFarm | None = None
+    provider_hook_id: str | None = Field(default=None, min_length=1, max_length=100)
     rotate_secret: bool = False
     overlap_minutes: int = Field(default=hooks.OVERLAP_MS // 60_000, ge=0, le=30 * 24 * 60)
 
@@ -86,7 +88,7 @@ def update(name: str) -> dict[str, Any]:
     require_project(name)
     context = here()
     wanted = jsonbody.read(WebhookChange)
-    said = wanted.model_dump(exclude_unset=True, exclude={"rotate_secret", "overlap_minutes"})
+    said = wanted.model_dump(exclude_unset=True, exclude={"rotate_secret", "overlap_minutes", "provider_hook_id"})
     if said:
         if wanted.filter_groups is not None and wanted.branch_filter is None:
             said["branch_filter"] = None
@@ -96,10 +98,12 @@ def update(name: str) -> dict[str, Any]:
         if wanted.millrace is not None:
             _check_fleet(wanted.millrace.fork_fleet, settings.millrace.fork_fleet)
         now = settings.model_dump()
-        record = hooks.update(context.db, name, WebhookSettings.model_validate({**now, **said}))
+        hooks.update(context.db, name, WebhookSettings.model_validate({**now, **said}))
         context.hooks.forget()
+    if wanted.provider_hook_id is not None:
+        hooks.set_provider_hook(context.db, name, wanted.provider_hook_id)
     if not wanted.rotate_secret:
-        return _rendered(record if said else hooks.get(context.db, name))
+        return _rendered(hooks.get(context.db, name))
     overlap_ms = wanted.overlap_minutes * 60_000
     record, secret = hooks.rotate(context.db, keys_of(context.settings), name, overlap_ms=overlap_ms)
     context.hooks.forget()
@@ -177,7 +181,7 @@ def _filter(one: filters.FilterResult) -> dict[str, Any]:
 
 def _rendered(record: HookRecord) -> dict[str, Any]:
     shape = record.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
-    farm = shape.pop("millrace")
+    farm, policy = shape.pop("millrace"), record.settings.pull_request_build_policy
     address = f"{here().settings.public}/webhooks/{record.provider}/{record.id}"
     return {
         "url": address,
@@ -189,9 +193,10 @@ def _rendered(record: HookRecord) -> dict[str, Any]:
             **farm,
             "provider": record.provider.value,
             "repositoryId": record.repository_id,
+            "providerHookId": record.provider_hook_id,
             "created": seconds(record.created_ms),
             "lastModified": seconds(record.modified_ms),
             "oldSecretUntil": seconds(record.previous_until_ms) if record.previous_until_ms else None,
-            "warnings": filters.check(record.settings),
+            "warnings": [*filters.check(record.settings), *approvers.warnings(policy, record.provider)],
         },
     }

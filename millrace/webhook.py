@@ -121,7 +121,8 @@ class SourceEvent:
     """One thing that happened in a repository, whoever told it. None: not known.
 
     `ref` is `refs/heads/...` or `refs/tags/...`, of a pull request that of its head. `paths` are those that changed. `stamp`
-    tells it from a later event that is the same in all else. `fork_gone`: the repository of the head is no more.
+    tells it from a later event that is the same in all else. `fork_gone`: the repository of the head is no more. `author` made
+    the pull request, `page` is its address for people.
     """
 
     kind: EventKind
@@ -140,6 +141,8 @@ class SourceEvent:
     pull_request: int | None = None
     from_fork: bool = False
     fork_gone: bool = False
+    author: str | None = None
+    page: str | None = None
     tag: str | None = None
     release: str | None = None
     workflow: str | None = None
@@ -166,10 +169,24 @@ class SourceEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A comment below a pull request that approves a commit, by `person`, of whom nobody has looked up yet whether they may.
+
+    `commit` is whole. `person_id` is the git server's number of them, `person` the name that it is asked for.
+    """
+
+    pull_request: int
+    commit: str
+    person_id: str
+    person: str
+    comment_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Heard:
     """What a delivery says: events, or, where there are none, why it starts nothing. `repository_id` is set where it is told.
 
-    `looked_up`: nobody told us, we looked at the project's own repository.
+    `looked_up`: nobody told us, we looked at the project's own repository. `wish`: it is a comment that approves.
     """
 
     what: str
@@ -180,3 +197,4 @@ class Heard:
     repository: str = ""
     clone_urls: tuple[str, ...] = ()
     looked_up: bool = False
+    wish: Wish | None = None

@@ -10,7 +10,7 @@ import json
 import re
 import secrets as randomness
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -25,8 +25,8 @@ from millrace.log import get_logger
 from millrace.project import BuildOverrides, ProjectFleet, ProjectSettings, WebhookCause
 from millrace.secrets.keyring import Keyring, WrongKey
 from millrace.settings import Settings
-from millrace.webhook import PROVIDERS, EventKind, Heard, Provider, SourceEvent, WebhookSettings
-from scheduler import filters
+from millrace.webhook import PROVIDERS, EventKind, Heard, Provider, SourceEvent, WebhookSettings, Wish
+from scheduler import approvers, filters
 from scheduler.db import Database, now_ms
 from scheduler.intake import BuildRequest, queue
 from scheduler.models import Delivery, Project, Webhook
@@ -38,22 +38,26 @@ OVERLAP_MS: Final = 24 * 3_600_000
 KEPT_S: Final = 1.0
 """How long a change of a webhook may take to reach all processes of the API."""
 _MOST_KEPT: Final = 1000
+APPROVED_BY: Final = "approved by "
 _SKIP: Final = re.compile(r"\[(?:skip ci|ci skip|no ci|skip actions|actions skip)\]|\*\*\*NO_CI\*\*\*", re.IGNORECASE)
 _SKIP_TRAILER: Final = re.compile(r"^skip-checks:\s*true\s*$", re.IGNORECASE | re.MULTILINE)
 
 
 class Outcome(StrEnum):
-    """What became of an event. APPROVAL: it waits for somebody to approve it; REFUSED: it was to start a build, and could not."""
+    """What became of an event. APPROVAL: it waits for somebody to approve it; CHECKING: it is a comment that approves, if who
+    wrote it may (`scheduler.wishes`); REFUSED: it was to start a build, and could not.
+    """
 
     BUILD = "build"
     DUPLICATE = "duplicate"
     IGNORED = "ignored"
     APPROVAL = "approval"
+    CHECKING = "checking"
     REFUSED = "refused"
     PING = "ping"
 
 
-SETTLED: Final = frozenset({Outcome.BUILD, Outcome.APPROVAL})
+SETTLED: Final = frozenset({Outcome.BUILD, Outcome.APPROVAL, Outcome.CHECKING})
 """What a delivery that comes again does not change. One that started nothing is judged anew, as filters may have been mended."""
 
 
@@ -66,6 +70,7 @@ class HookRecord:
     provider: Provider
     settings: WebhookSettings
     repository_id: str | None
+    provider_hook_id: str | None
     created_ms: int
     modified_ms: int
     secret_ms: int
@@ -111,6 +116,7 @@ def create(
     Raises NotFound, AlreadyExists, InvalidInput for filters and for sources that have no webhooks, Unavailable for the keys.
     """
     filters.check(wanted)
+    approvers.check(wanted.pull_request_build_policy)
     secret, ident = _new_secret(), randomness.token_urlsafe(24)
     sealed = keys(True).seal(secret, _context(ident))
 
@@ -156,11 +162,24 @@ def get(db: Database, project: str) -> HookRecord:
 def update(db: Database, project: str, changes: WebhookSettings) -> HookRecord:
     """Replace what starts builds. Raises NotFound, InvalidInput."""
     filters.check(changes)
+    approvers.check(changes.pull_request_build_policy)
 
     def work(session: Session) -> HookRecord:
         row = _of_project(session, project)
         row.settings = changes.model_dump(mode="json", by_alias=True, exclude_none=True)
         row.modified_ms = session.execute(sa.select(now_ms())).scalar_one()
+        return _record(row)
+
+    return db.run(work)
+
+
+def set_provider_hook(db: Database, project: str, ident: str) -> HookRecord:
+    """Note what the git server calls the project's webhook. Raises NotFound."""
+
+    def work(session: Session) -> HookRecord:
+        row = _of_project(session, project)
+        if row.provider_hook_id != ident:
+            row.provider_hook_id, row.modified_ms = ident, session.execute(sa.select(now_ms())).scalar_one()
         return _record(row)
 
     return db.run(work)
@@ -237,8 +256,14 @@ def receive(
     def work(session: Session) -> Sequence[Result]:
         stranger = _other_repository(session, hook, heard)
         taking = _Taking(session, hook, heard, delivery_id, initiator, settings)
+        if heard.wish is not None and stranger is None:
+            return [taking.wish(heard.wish)]
         if not heard.events:
-            silent = (Outcome.PING, stranger or "the git server reaches us") if heard.ping else (Outcome.IGNORED, heard.why)
+            silent = (
+                (Outcome.PING, stranger or "the git server reaches us")
+                if heard.ping
+                else (Outcome.IGNORED, heard.why or stranger or "")
+            )
             return [taking.take(0, None, *silent)]
         if stranger is not None:
             return [taking.take(part, event, Outcome.IGNORED, stranger) for part, event in enumerate(heard.events)]
@@ -253,42 +278,85 @@ def receive(
     return results
 
 
-def approve(db: Database, project: str, commit: str, *, by: str, settings: Settings) -> Result:
-    """Start the build of the pull request that waits at this very commit.
+def _waiting(row: Webhook, commit: str, pull_request: int | None) -> sa.Select[tuple[Delivery]]:
+    """The newest pull request of a webhook that waits at this commit, of which Bitbucket Cloud told the beginning."""
+    told = {commit} | ({commit[:12]} if row.provider == Provider.BITBUCKET else set())
+    those = sa.select(Delivery).where(
+        Delivery.webhook_id == row.id,
+        Delivery.outcome == Outcome.APPROVAL.value,
+        Delivery.commit_id.in_(told),
+        Delivery.event.is_not(None),
+    )
+    if pull_request is not None:
+        those = those.where(Delivery.ref == f"pr/{pull_request}")
+    return those.order_by(Delivery.id.desc()).limit(1)
 
+
+def waits(db: Database, project: str, commit: str, *, pull_request: int) -> bool:
+    """Whether this pull request waits for approval at this very commit."""
+    with db.reading() as session:
+        row = session.scalar(sa.select(Webhook).where(Webhook.project_name == project))
+        return row is not None and session.scalar(_waiting(row, commit, pull_request)) is not None
+
+
+def approve(
+    db: Database,
+    project: str,
+    commit: str,
+    *,
+    by: str,
+    settings: Settings,
+    pull_request: int | None = None,
+    also: Callable[[Session, Result], None] | None = None,
+) -> Result:
+    """Start the build of the pull request that waits at this very commit, and in the same commit do what `also` does.
+
+    Where the server told us the beginning of its commit alone (Bitbucket Cloud), what is built is `commit` as it is given here.
     Raises NotFound where none waits there, Conflict where it has moved on since, and as `intake.submit` does.
     """
 
     def work(session: Session) -> Result:
         row = _of_project(session, project)
-        of_hook = sa.select(Delivery).where(Delivery.webhook_id == row.id).order_by(Delivery.id.desc()).limit(1)
-        waiting = session.scalar(
-            of_hook.where(Delivery.outcome == Outcome.APPROVAL.value, Delivery.commit_id == commit, Delivery.event.is_not(None))
-        )
+        waiting = session.scalar(_waiting(row, commit, pull_request))
         if waiting is None:
+            which = "pull request" if pull_request is None else f"pull request {pull_request}"
             raise NotFound(
-                f"no pull request of {project} waits for approval at commit {commit[:100]!r}",
+                f"no {which} of {project} waits for approval at commit {commit[:100]!r}",
                 hint=f"'millrace webhook deliveries {project}' shows those that wait, with their whole commits.",
             )
-        last = session.scalar(of_hook.where(Delivery.ref == waiting.ref, Delivery.commit_id.is_not(None)))
-        if last is not None and last.commit_id != commit:
+        of_request = sa.select(Delivery).where(Delivery.webhook_id == row.id, Delivery.ref == waiting.ref)
+        last = session.scalar(of_request.where(Delivery.commit_id.is_not(None)).order_by(Delivery.id.desc()).limit(1))
+        if last is not None and last.commit_id != waiting.commit_id:
             raise Conflict(
                 f"{waiting.ref} is at {last.commit_id} by now, and no longer at {commit}",
                 hint="Look at what is new, and approve that commit.",
             )
-        event = _event(waiting.event or {})
+        event = replace(kept_event(waiting.event or {}), commit=commit)
         build = queue(session, _request(_record(row), event, by[:200]), settings)
-        waiting.outcome, waiting.why = Outcome.BUILD.value, f"approved by {by}"
+        waiting.outcome, waiting.why = Outcome.BUILD.value, f"{APPROVED_BY}{by}"
         waiting.build_id, waiting.event = build.id, None
+        others = sa.update(Delivery).where(
+            Delivery.webhook_id == row.id,
+            Delivery.outcome == Outcome.APPROVAL.value,
+            Delivery.ref == waiting.ref,
+            Delivery.commit_id == waiting.commit_id,
+            Delivery.id != waiting.id,
+        )
+        why = f"the same commit was approved as {waiting.what}"
+        session.execute(others.values(outcome=Outcome.DUPLICATE.value, why=why, build_id=build.id, event=None))
         session.flush()
-        return _result(waiting, fleet=build.fleet)
+        result = _result(waiting, fleet=build.fleet)
+        if also is not None:
+            also(session, result)
+        return result
 
     result = db.run(work)
     log.info("webhook.approved", project=project, commit=commit, by=by, build_id=result.build_id)
     return result
 
 
-def _event(kept: dict[str, Any]) -> SourceEvent:
+def kept_event(kept: dict[str, Any]) -> SourceEvent:
+    """An event as it was kept with its delivery."""
     known = {name: value for name, value in kept.items() if name in SourceEvent.__dataclass_fields__}
     return SourceEvent(**{**known, "kind": EventKind(known["kind"]), "clone_urls": tuple(known.get("clone_urls", ()))})
 
@@ -379,6 +447,24 @@ class _Taking:
             return self._note(part, event, old, Outcome.REFUSED, f"no build could be queued: {said}")
         noted = self._note(part, event, old, outcome, why, same=same, build_id=build.id, at_ms=build.submitted_ms)
         return replace(noted, fleet=build.fleet)
+
+    def wish(self, wish: Wish) -> Result:
+        """Note a comment that approves, to be checked behind this; the same comment counts once, however often it is told."""
+        same = hashlib.sha256(json.dumps(["comment", wish.comment_id]).encode()).hexdigest()
+        ways = sa.or_(Delivery.delivery_id == self.delivery_id, Delivery.same == same)
+        rows = self.session.scalars(sa.select(Delivery).where(Delivery.webhook_id == self.hook.id, ways)).all()
+        old = next((row for row in rows if row.same == same), rows[0] if rows else None)
+        if old is not None and Outcome(old.outcome) in SETTLED:
+            return _result(old, outcome=Outcome.DUPLICATE, why=f"this comment came before: {old.why}")
+        why = f"whether {wish.person} may approve {wish.commit} is being looked up"
+        self._note(0, None, old, Outcome.CHECKING, why, same=same)
+        row = self.session.scalars(sa.select(Delivery).where(Delivery.webhook_id == self.hook.id, Delivery.same == same)).one()
+        row.ref, row.event = (
+            f"pr/{wish.pull_request}",
+            {"wish": asdict(wish), "due_ms": 0, "tries": 0, "since_ms": row.received_ms},
+        )
+        self.session.flush()
+        return _result(row)
 
     def _before(self, part: int, event: SourceEvent | None, same: str) -> tuple[Delivery | None, Delivery | None]:
         """What is noted of this part of this delivery; and of the same event under another id. A push is the same, too, where
@@ -561,6 +647,7 @@ def _record(row: Webhook) -> HookRecord:
         provider=Provider(row.provider),
         settings=WebhookSettings.model_validate(row.settings),
         repository_id=row.repository_id,
+        provider_hook_id=row.provider_hook_id,
         created_ms=row.created_ms,
         modified_ms=row.modified_ms,
         secret_ms=row.secret_ms,

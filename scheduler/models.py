@@ -321,7 +321,8 @@ class Webhook(Base):
     """A project's webhook. `id` stands in its address; its secrets are sealed, the previous one holds until `previous_until_ms`.
 
     `repository_id` is the git server's own, learnt from the first delivery: a repository keeps it when it is renamed.
-    `looked_ms`: when its branches were looked for, `seen_ms` when they were found.
+    `looked_ms`: when its branches were looked for, `seen_ms` when they were found. `provider_hook_id` is what the git server
+    calls this webhook, where we made it there; `listed_ms`: when its list of deliveries was read.
     """
 
     __tablename__ = "webhooks"
@@ -335,6 +336,8 @@ class Webhook(Base):
     repository_id: Mapped[str | None] = mapped_column(sa.String(100))
     looked_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
     seen_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
+    provider_hook_id: Mapped[str | None] = mapped_column(sa.String(100))
+    listed_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
     created_ms: Mapped[int] = mapped_column(Ms)
     modified_ms: Mapped[int] = mapped_column(Ms)
     secret_ms: Mapped[int] = mapped_column(Ms)
@@ -343,7 +346,8 @@ class Webhook(Base):
 class Delivery(Base):
     """What a webhook was told, and what was decided; one row an event, as a delivery may tell of several (`part`).
 
-    `same` is a hash of what makes an event that very event, set where one may start a build.
+    `same` is a hash of what makes an event that very event, set where one may start a build. `event` is what waits: a pull
+    request's event (`approval`), or what a comment asks for (`checking`, see `scheduler.wishes`).
     """
 
     __tablename__ = "deliveries"
@@ -366,6 +370,8 @@ class Delivery(Base):
         sa.UniqueConstraint("webhook_id", "same", name="uq_deliveries_same"),
         sa.Index("ix_deliveries_project", "project_name", "id"),
         sa.Index("ix_deliveries_ref", "webhook_id", "ref", "id"),
+        _index("ix_deliveries_checking", "id", only=sa.text("outcome = 'checking'")),
+        _index("ix_deliveries_waiting", "project_name", "id", only=sa.text("outcome = 'approval'")),
     )
 
 

@@ -127,7 +127,7 @@ def _keep_webhook(session: Session, row: Project, settings: ProjectSettings) -> 
             hint="Delete the webhook first: 'millrace webhook delete'.",
         )
     if row.settings["source"].get("location") != settings.source.location:
-        hook.repository_id = None
+        hook.repository_id = hook.provider_hook_id = None
 
 
 def _fill(row: Project, settings: ProjectSettings) -> None:

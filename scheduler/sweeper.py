@@ -17,7 +17,7 @@ from millrace.ids import cache_prefix, log_key, log_list_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.storage import Store
-from scheduler import caches, dispatch, leases, logs, messenger, missed, publication
+from scheduler import caches, dispatch, leases, logs, messenger, missed, publication, redelivery, wishes
 from scheduler.db import Database, now_ms
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
@@ -41,7 +41,7 @@ class Sweeper:
     """One scheduler. Several may run; the one that holds the leader's lease acts. `monotonic` is a clock that nobody sets.
 
     `look` reads the branches of a repository; without it, pushes that no webhook told of stay unknown. `credentials` open the API
-    of a git server; without them, none is told of builds.
+    of a git server; without them, none is told of builds, and no comment approves any.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class Sweeper:
         self._name = f"{settings.host}-{uuid.uuid4().hex[:8]}"
         self._catch_up = missed.CatchUp(db, settings, look) if look is not None else None
         self._messenger = messenger.Messenger(db, settings, credentials) if credentials is not None else None
+        self._redelivery = redelivery.Redelivery(db, settings, credentials) if credentials is not None else None
+        self._wishes = wishes.Wishes(db, settings, credentials) if credentials is not None else None
         self._publisher = publication.Publisher(db, store, settings)
         self._beside: dict[str, threading.Thread] = {}
         self._leaving = threading.Event()
@@ -80,7 +82,9 @@ class Sweeper:
             self._forget_old_rows,
             self._publish,
             self._look_for_pushes,
+            self._ask_for_deliveries,
             self._tell_git_servers,
+            self._look_up_approvers,
             self._tend_store,
         )
         return True
@@ -125,6 +129,16 @@ class Sweeper:
         teller = self._messenger
         if teller is not None and teller.due():
             self._run_beside("messenger", lambda: teller.run(self._leaving))
+
+    def _ask_for_deliveries(self) -> None:
+        asking = self._redelivery
+        if asking is not None and asking.due():
+            self._run_beside("redelivery", lambda: asking.run(self._leaving))
+
+    def _look_up_approvers(self) -> None:
+        asking = self._wishes
+        if asking is not None and asking.due():
+            self._run_beside("wishes", lambda: asking.run(self._leaving))
 
     def _tend_store(self) -> None:
         tending = self._run_beside(

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from werkzeug.datastructures import Headers
 
+from api.webhooks import comments
 from api.webhooks.payload import Payload, at, commit, ident, items, number, text
 from millrace.webhook import EventKind, Heard, SourceEvent
 
@@ -30,6 +31,8 @@ def guess(payload: Payload) -> str:
     """The event of a payload whose header is not at hand: only Data Center says it in the body."""
     if "push" in payload:
         return "repo:push"
+    if "pullrequest" in payload and "comment" in payload:
+        return "pullrequest:comment_created"
     if "pullrequest" in payload:
         states = {"MERGED": "pullrequest:fulfilled", "DECLINED": "pullrequest:rejected"}
         return states.get(text(payload, "pullrequest", "state") or "", "pullrequest:updated")
@@ -51,6 +54,10 @@ def heard(event: str, payload: Payload) -> Heard:
         pushes = tuple(one for one in read if isinstance(one, SourceEvent))
         why = "; ".join(one for one in read if isinstance(one, str)) or "it changes nothing"
         return Heard(what=EventKind.PUSH.value if pushes else event, events=pushes, why=why[:1000], **repository)
+    if event in _COMMENT:
+        return _COMMENT[event](event, payload, repository)
+    if event in _EDITED:
+        return Heard(what=event, why=comments.NOT_NEW, **repository)
     kind = _REQUEST.get(event)
     if kind is None:
         return Heard(what=event[:50], why=f"{event[:50]} events start no builds", **repository)
@@ -139,6 +146,8 @@ def _cloud_request(kind: EventKind, payload: Payload, common: dict[str, Any]) ->
         pull_request=ordinal,
         from_fork=source is None or source != target,
         fork_gone=source is None,
+        author=text(request, "author", "nickname") or text(request, "author", "display_name"),
+        page=text(request, "links", "html", "href", most=500),
         stamp=text(request, "updated_on") or "",
         **common,
     )
@@ -161,6 +170,40 @@ def _center_request(kind: EventKind, payload: Payload, common: dict[str, Any]) -
         pull_request=ordinal,
         from_fork=source is None or source != ident(request, "toRef", "repository", "id"),
         fork_gone=source is None,
+        author=text(request, "author", "user", "name"),
+        page=text(request, "links", "self", 0, "href", most=500),
         stamp=ident(request, "updatedDate") or "",
         **common,
     )
+
+
+def _cloud_comment(event: str, payload: Payload, repository: dict[str, Any]) -> Heard:
+    comment = at(payload, "comment")
+    by, actor = ident(comment, "user", "uuid"), ident(payload, "actor", "uuid")
+    return comments.heard(
+        event,
+        text(comment, "content", "raw", most=comments.MAX_CHARS),
+        pull_request=number(payload, "pullrequest", "id"),
+        person_id=by if by == actor else None,
+        person=text(payload, "actor", "nickname") or text(payload, "actor", "display_name"),
+        comment_id=ident(comment, "id"),
+        repository=repository,
+    )
+
+
+def _center_comment(event: str, payload: Payload, repository: dict[str, Any]) -> Heard:
+    comment = at(payload, "comment")
+    by, actor = ident(comment, "author", "id"), ident(payload, "actor", "id")
+    return comments.heard(
+        event,
+        text(comment, "text", most=comments.MAX_CHARS),
+        pull_request=number(payload, "pullRequest", "id"),
+        person_id=by if by == actor else None,
+        person=text(payload, "actor", "name"),
+        comment_id=ident(comment, "id"),
+        repository=repository,
+    )
+
+
+_COMMENT: Final = {"pullrequest:comment_created": _cloud_comment, "pr:comment:added": _center_comment}
+_EDITED: Final = ("pullrequest:comment_updated", "pr:comment:edited")

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from werkzeug.datastructures import Headers
 
+from api.webhooks import comments
 from api.webhooks.payload import Payload, at, changed_paths, commit, ident, items, number, text
 from millrace.webhook import EventKind, Heard, SourceEvent
 
@@ -28,6 +29,7 @@ def guess(payload: Payload) -> str:
     for member, name in (
         ("workflow_job", "workflow_job"),
         ("release", "release"),
+        ("comment", "issue_comment"),
         ("pull_request", "pull_request"),
         ("zen", "ping"),
     ):
@@ -42,6 +44,8 @@ def heard(event: str, payload: Payload) -> Heard:
     name = f"{event} {text(payload, 'action', most=50) or ''}".strip()
     if event == "ping":
         return Heard(what="ping", ping=True, **repository)
+    if event == "issue_comment":
+        return _comment(name, payload, repository)
     reader = {"push": _push, "pull_request": _pull_request, "release": _release, "workflow_job": _workflow_job}.get(event)
     if reader is None:
         return Heard(what=name, why=f"{event} events start no builds", **repository)
@@ -58,6 +62,24 @@ def _repository(payload: Payload) -> dict[str, Any]:
         "repository": text(payload, "repository", "full_name") or "",
         "clone_urls": tuple(url for url in urls if url),
     }
+
+
+def _comment(name: str, payload: Payload, repository: dict[str, Any]) -> Heard:
+    action, comment = text(payload, "action", most=50), at(payload, "comment")
+    if action != "created":
+        return Heard(
+            what=name, why=comments.NOT_NEW if action == "edited" else f"the action {action} approves nothing", **repository
+        )
+    by, sender = ident(comment, "user", "id"), ident(payload, "sender", "id")
+    return comments.heard(
+        name,
+        text(comment, "body", most=comments.MAX_CHARS),
+        pull_request=number(payload, "issue", "number") if at(payload, "issue", "pull_request") else None,
+        person_id=by if by == sender else None,
+        person=text(comment, "user", "login"),
+        comment_id=ident(comment, "id"),
+        repository=repository,
+    )
 
 
 def _push(payload: Payload, common: dict[str, Any]) -> SourceEvent | str:
@@ -103,6 +125,8 @@ def _pull_request(payload: Payload, common: dict[str, Any]) -> SourceEvent | str
         pull_request=ordinal,
         from_fork=source is None or source != ident(request, "base", "repo", "id"),
         fork_gone=source is None,
+        author=text(request, "user", "login"),
+        page=text(request, "html_url", most=500),
         stamp=text(request, "updated_at") or "",
         **common,
     )

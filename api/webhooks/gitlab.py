@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from werkzeug.datastructures import Headers
 
+from api.webhooks import comments
 from api.webhooks.payload import Payload, at, changed_paths, commit, ident, items, number, text
 from millrace.webhook import EventKind, Heard, SourceEvent
 
@@ -34,6 +35,8 @@ def heard(_event: str, payload: Payload) -> Heard:
     readers = {"push": _push, "tag_push": _push, "merge_request": _merge_request, "release": _release, "build": _job}
     action = text(payload, "object_attributes", "action", most=50) or text(payload, "action", most=50) or ""
     name = f"{event} {action}".strip()
+    if event == "note":
+        return _note(name, payload, repository)
     if event not in readers:
         return Heard(what=name, why=f"{event} events start no builds", **repository)
     actor = ident(payload, "user_id") or ident(payload, "user", "id")
@@ -51,6 +54,24 @@ def _repository(payload: Payload) -> dict[str, Any]:
         "repository": text(project, "path_with_namespace") or "",
         "clone_urls": tuple(url for url in urls if url),
     }
+
+
+def _note(name: str, payload: Payload, repository: dict[str, Any]) -> Heard:
+    note = at(payload, "object_attributes")
+    action = text(note, "action", most=50)
+    made, changed = text(note, "created_at"), text(note, "updated_at")
+    if action not in ("create", None) or (action is None and made != changed):  # older servers name no action
+        return Heard(what=name, why=comments.NOT_NEW, **repository)
+    by, author = ident(payload, "user", "id"), ident(note, "author_id")
+    return comments.heard(
+        name,
+        text(note, "note", most=comments.MAX_CHARS),
+        pull_request=number(payload, "merge_request", "iid") if text(note, "noteable_type") == "MergeRequest" else None,
+        person_id=by if by == author else None,
+        person=text(payload, "user", "username"),
+        comment_id=ident(note, "id"),
+        repository=repository,
+    )
 
 
 def _push(payload: Payload, common: dict[str, Any]) -> SourceEvent | str:
@@ -100,9 +121,17 @@ def _merge_request(payload: Payload, common: dict[str, Any]) -> SourceEvent | st
         pull_request=ordinal,
         from_fork=source is None or source != ident(request, "target_project_id"),
         fork_gone=source is None,
+        author=_author(payload, request),
+        page=text(request, "url", most=500),
         stamp=text(request, "updated_at") or "",
         **common,
     )
+
+
+def _author(payload: Payload, request: Any) -> str | None:
+    """Who made the merge request; of others than who sends the event, only the number is told."""
+    author = ident(request, "author_id")
+    return text(payload, "user", "username") if author == ident(payload, "user", "id") else author and f"user {author}"
 
 
 def _release(payload: Payload, common: dict[str, Any]) -> SourceEvent | str:

@@ -25,15 +25,16 @@ _READERS: Final[dict[Provider, ModuleType]] = {
     Provider.GITLAB: gitlab,
     Provider.GIT: generic,
 }
+_STATUSES: Final = {Outcome.BUILD: 201, Outcome.APPROVAL: 202, Outcome.CHECKING: 202, Outcome.DUPLICATE: 200, Outcome.PING: 200}
 _INITIATOR: Final = re.compile(r"[A-Za-z0-9._/-]{1,100}")
 
 
 @blueprint.post("/<provider>/<ident>")
 @needs(Scope.PUBLIC)
 def receive(provider: str, ident: str) -> tuple[Response, int]:
-    """Take a delivery. 201 where it started a build, 202 where it waits for approval, 200 for a ping and for one that came
-    before, 204 where it starts nothing: the header `Millrace-Outcome` says why. 401 for a wrong signature, 404 for an unknown
-    address.
+    """Take a delivery. 201 where it started a build, 202 where it waits for approval, or is a comment that approves, 200 for a
+    ping and for one that came before, 204 where it starts nothing: the header `Millrace-Outcome` says why. 401 for a wrong
+    signature, 404 for an unknown address.
     """
     context = here()
     if provider not in list(Provider):
@@ -80,7 +81,7 @@ def rendered(result: Result) -> dict[str, Any]:
 
 
 def _status(outcomes: set[Outcome]) -> int:
-    for outcome, status in ((Outcome.BUILD, 201), (Outcome.APPROVAL, 202), (Outcome.DUPLICATE, 200), (Outcome.PING, 200)):
+    for outcome, status in _STATUSES.items():
         if outcome in outcomes:
             return status
     return 204

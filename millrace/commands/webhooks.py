@@ -14,13 +14,13 @@ from millrace.commands.farm import Session, connect
 from millrace.commands.terminal import console, harmless
 from millrace.errors import InvalidInput
 
-_PLACES = {
+PLACES = {
     "github": """At GitHub, Settings > Webhooks > Add webhook: this address and secret, content type application/json;
-choose pushes, pull requests and releases.""",
+choose pushes, pull requests, issue comments and releases.""",
     "bitbucket": """At Bitbucket, Repository settings > Webhooks: this address and secret;
-choose push, and pull request created, updated, merged and declined.""",
+choose push, and pull request created, updated, merged, declined and comment created (on Data Center: added).""",
     "gitlab": """At GitLab, Settings > Webhooks: this address, the secret as signing token (or as secret token);
-choose push, tag push, merge request and release events.""",
+choose push, tag push, merge request, comment and release events.""",
     "git": """In the bare repository:
   millrace webhook script > hooks/post-receive && chmod +x hooks/post-receive
   git config millrace.url ADDRESS
@@ -47,7 +47,7 @@ def webhook_create(session: Session, project: str, file: IO[str] | None, branche
     made = client.post(_path(project), _wanted(file, branches))
     client.close()
     _say_secret(made)
-    click.echo(_PLACES[made["millrace"]["provider"]])
+    click.echo(PLACES[made["millrace"]["provider"]])
     return _warn(made)
 
 

@@ -104,3 +104,60 @@ def github_pull_request(action: str = "opened", *, head_repo: Any = 186853002, *
         "repository": push["repository"],
         "sender": push["sender"],
     }
+
+
+def a_comment(
+    provider: str, body: str, *, by: tuple[Any, str] = (7, "mona"), number: int = 2, ident: int = 501, **changes: Any
+) -> tuple[str, dict[str, Any]]:
+    """A new comment below a pull request, as each git server tells of it: the event's name and the payload."""
+    person, name = by
+    if provider == "github":
+        user = {"id": person, "login": name, "type": "User"}
+        payload = {
+            "action": "created",
+            "issue": {"number": number, "pull_request": {"url": "x"}, "user": {"id": 99, "login": "stranger"}},
+            "comment": {"id": ident, "body": body, "user": user},
+            "repository": github_push()["repository"],
+            "sender": user,
+        }
+        return "issue_comment", {**payload, **changes}
+    if provider == "gitlab":
+        at = "2026-07-01 10:00:00 UTC"
+        note = {
+            "id": ident,
+            "note": body,
+            "noteable_type": "MergeRequest",
+            "author_id": person,
+            "created_at": at,
+            "updated_at": at,
+        }
+        payload = {
+            "object_kind": "note",
+            "user": {"id": person, "username": name},
+            "project": {
+                "id": 186853002,
+                "path_with_namespace": "o/r",
+                "git_http_url": "https://gitlab.example/mike/diaspora.git",
+            },
+            "object_attributes": {**note, "action": "create"},
+            "merge_request": {"iid": number},
+        }
+        return "Note Hook", {**payload, **changes}
+    if provider == "cloud":
+        user = {"uuid": person, "account_id": "557058:x", "nickname": name}
+        payload = {
+            "actor": user,
+            "repository": {"uuid": "{1}", "full_name": "team_name/repo_name"},
+            "pullrequest": {"id": number},
+            "comment": {"id": ident, "content": {"raw": body}, "user": user},
+        }
+        return "pullrequest:comment_created", {**payload, **changes}
+    user = {"id": person, "name": name}
+    repository = {"id": 1, "slug": "app", "project": {"key": "web"}}
+    payload = {
+        "eventKey": "pr:comment:added",
+        "actor": user,
+        "pullRequest": {"id": number, "toRef": {"repository": repository}},
+        "comment": {"id": ident, "text": body, "author": user},
+    }
+    return "pr:comment:added", {**payload, **changes}
