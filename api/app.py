@@ -22,6 +22,7 @@ from api import (
     uploads,
 )
 from api.context import Context, places_for_streams
+from api.pages import routes as pages
 from api.readiness import Readiness, silent
 from api.webhooks import routes as webhooks
 from millrace.settings import Settings
@@ -76,6 +77,7 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
         health,
         webhooks,
         badges,
+        pages,
     ):
         app.register_blueprint(part.blueprint)
     errors.install(app)

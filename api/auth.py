@@ -5,9 +5,11 @@ from enum import StrEnum
 from functools import wraps
 from typing import Final, ParamSpec, TypeVar, cast
 
-from flask import g, request
+from flask import g, redirect, request, url_for
 
+from api import sessions
 from api.context import here
+from api.sessions import Visit
 from millrace.errors import Forbidden, NotFound, Unauthenticated
 from millrace.ids import project_of
 from millrace.vocabulary import TokenScope
@@ -20,13 +22,16 @@ R = TypeVar("R")
 
 
 class Scope(StrEnum):
-    """What a route asks for. ATTEMPT: the token of the attempt itself; PUBLIC: nothing, or a signature in the address."""
+    """What a route asks for. ATTEMPT: the token of the attempt itself; PUBLIC: nothing, or a signature in the address; PAGE: that
+    somebody has signed in (`api.sessions`), by a token that USER routes take. Who has not is sent to where one does.
+    """
 
     PUBLIC = "public"
     USER = "user"
     ADMIN = "admin"
     WORKER = "worker"
     ATTEMPT = "attempt"
+    PAGE = "page"
 
 
 _HINTS: Final = {
@@ -42,7 +47,13 @@ def needs(scope: Scope) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def wrap(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            if scope is not Scope.PUBLIC:
+            if scope is Scope.PAGE:
+                found = sessions.current()
+                if found is None:
+                    back = request.path if request.method == "GET" else ""
+                    return cast(R, redirect(url_for("pages.signin", next=back), 303))
+                g.principal, g.visit = found.who, found
+            elif scope is not Scope.PUBLIC:
                 _admit(scope)
             return view(*args, **kwargs)
 
@@ -61,8 +72,13 @@ def bearer() -> str:
 
 
 def principal() -> Principal:
-    """Who is asking, on a USER or ADMIN or WORKER route."""
+    """Who is asking, on a USER, ADMIN, WORKER or PAGE route."""
     return cast(Principal, g.principal)
+
+
+def visit() -> Visit:
+    """Who looks at a page, on a PAGE route."""
+    return cast(Visit, g.visit)
 
 
 def attempt_token_hash() -> str:

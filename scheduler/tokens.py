@@ -75,14 +75,19 @@ def create(
 def verify(db: Database, secret: str) -> Principal | None:
     """Whose token this is; None where it is unknown, expired or revoked. The look-up is by hash, so its time tells nothing."""
     with db.reading() as session:
-        row = session.scalars(
-            sa.select(Token).where(
-                Token.hash == hash_token(secret),
-                Token.revoked_ms.is_(None),
-                sa.or_(Token.expires_ms.is_(None), Token.expires_ms > now_ms()),
-            )
-        ).first()
+        row = session.scalars(sa.select(Token).where(Token.hash == hash_token(secret), *_holds())).first()
         return None if row is None else _principal(row)
+
+
+def get(db: Database, token_id: str) -> Principal | None:
+    """Whose token has this id; None where there is none that holds."""
+    with db.reading() as session:
+        row = session.scalars(sa.select(Token).where(Token.id == token_id, *_holds())).first()
+        return None if row is None else _principal(row)
+
+
+def _holds() -> tuple[sa.ColumnElement[bool], ...]:
+    return Token.revoked_ms.is_(None), sa.or_(Token.expires_ms.is_(None), Token.expires_ms > now_ms())
 
 
 def find(db: Database) -> Sequence[TokenRecord]:

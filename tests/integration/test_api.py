@@ -382,7 +382,8 @@ def test_every_route_declares_who_may_use_it(api: Api) -> None:
     }
     assert [path for path, scope in scopes.items() if scope is None] == []
     public = {path for path, scope in scopes.items() if scope is Scope.PUBLIC}
-    assert public == {"/healthz", "/readyz", "/objects/<token>", "/webhooks/<provider>/<ident>", "/badges"}
+    pages = {"/signin", "/pages/style.css"}
+    assert public == {"/healthz", "/readyz", "/objects/<token>", "/webhooks/<provider>/<ident>", "/badges", *pages}
 
 
 def test_a_project_token_sees_its_own_project_and_nothing_of_others(api: Api) -> None:
@@ -483,6 +484,10 @@ def test_every_route_refuses_tokens_of_the_wrong_kind(api: Api) -> None:
         path = path.replace("<build_id>", "demo:x").replace("<name>", "demo")
         for method in sorted((rule.methods or set()) - {"OPTIONS", "HEAD"}):
             if scope is Scope.PUBLIC:
+                continue
+            if scope is Scope.PAGE:  # these know sessions, and no tokens
+                for token in ("", api.admin, project):
+                    assert api.send(method, path, token=token).status_code == 303, (method, path)
                 continue
             assert api.send(method, path, token="").status_code == 401, (method, path)
             if scope in wrong:
