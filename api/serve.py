@@ -83,7 +83,7 @@ class _Server(BaseApplication):
             "worker_class": _Threads,
             "graceful_timeout": 5,
             "timeout": 120,
-            "keepalive": 30,
+            "keepalive": 75,  # longer than a balancer keeps an idle connection (60 s), which else calls into one that closes
             "preload_app": False,
             "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108  # gunicorn's own advice for its heartbeat
             "errorlog": "-",
