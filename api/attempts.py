@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 
@@ -10,6 +11,7 @@ from api.auth import Scope, attempt_token_hash, needs
 from api.context import here
 from millrace import packing
 from millrace.contract import (
+    LEAVE_HEADER,
     LOG_OFFSET_HEADER,
     LOG_SHA256_HEADER,
     MAX_LOG_CHUNK_BYTES,
@@ -40,6 +42,8 @@ from scheduler.states import TERMINAL
 
 _log = get_logger(__name__)
 blueprint = Blueprint("attempts", __name__, url_prefix="/worker/v1")
+_PLAIN: Final = " !()*+,-./:;=?@_~'"
+"""Stands in a header as it is; all else is percent-encoded."""
 _PUT_S: Final = 900
 _GET_S: Final = 300
 _MAX_REPORT_BYTES: Final = 64 * 1024**2
@@ -49,10 +53,12 @@ _MAX_REPORT_BYTES: Final = 64 * 1024**2
 @blueprint.post("/claim")
 @needs(Scope.WORKER)
 def claim() -> Response:
-    """The best build of the worker's fleet, or 204."""
-    claimed = leases.claim(here().db, jsonbody.read(ClaimRequest), here().settings)
+    """The best build of the worker's fleet, or 204, which may ask the worker to leave."""
+    asked = jsonbody.read(ClaimRequest)
+    claimed = leases.claim(here().db, asked, here().settings)
     if claimed is None:
-        return Response(status=204)
+        why = leases.leave_why(here().db, asked.worker_id)
+        return Response(status=204, headers={LEAVE_HEADER: quote(why, safe=_PLAIN)} if why else {})
     return _json(claimed.model_dump_json(by_alias=True, exclude_none=True))
 
 

@@ -33,7 +33,8 @@ LOG_SHA256_HEADER: Final = "X-Millrace-Sha256"
 SOURCE_AUTH: Final = "MILLRACE_SOURCE_AUTH"
 """How the names begin by which a worker asks for the credentials of sources; no variable of a build can have such a name."""
 LEAVE_HEADER: Final = "X-Millrace-Leave"
-"""Of an answer to a claim: the worker is to finish what it has and leave; the value says why. It is given no more builds."""
+"""Of a 204 to a claim: the worker is to finish what it has and leave; the value says why, percent-encoded. It is given no more
+builds."""
 MAX_LOG_CHUNK_BYTES: Final = 2 * 1024 * 1024
 
 

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from millrace import failpoints
 from millrace.errors import FieldProblem, InvalidInput
+from millrace.fleet import Label
 
 
 class Settings(BaseSettings):
@@ -114,6 +115,21 @@ class Settings(BaseSettings):
         None
     )
     slots: Annotated[int, Field(ge=1, le=256, description="Builds that a worker runs at once.")] = 2
+    generation: Annotated[
+        int | None,
+        Field(ge=1, description="Generation of its fleet that a worker is of; what starts workers for a fleet sets it."),
+    ] = None
+    cpus: Annotated[
+        float | None, Field(gt=0, le=1024, description="CPUs that a worker has for builds; absent: its slots alone bound them.")
+    ] = None
+    memory_offered_bytes: Annotated[
+        int | None, Field(ge=0, description="Memory that a worker has for builds; absent: its slots alone bound them.")
+    ] = None
+    labels: Annotated[
+        tuple[Label, ...],
+        NoDecode,
+        Field(max_length=50, description="What a worker is or has, comma-separated, for builds that ask for it."),
+    ] = ()
     parked: Annotated[
         int,
         Field(ge=0, le=256, description="Containers that a worker keeps waiting, started, for the images it used last; 0: none."),
@@ -202,8 +218,9 @@ class Settings(BaseSettings):
     def __init__(self, **values: object) -> None:
         if isinstance(values.get("git_roots"), str):
             values["git_roots"] = _paths(str(values["git_roots"]))
-        if isinstance(values.get("secrets_names"), str):
-            values["secrets_names"] = tuple(part.strip() for part in str(values["secrets_names"]).split(",") if part.strip())
+        for name in ("secrets_names", "labels"):
+            if isinstance(values.get(name), str):
+                values[name] = tuple(part.strip() for part in str(values[name]).split(",") if part.strip())
         super().__init__(**values)  # type: ignore[arg-type]  # pydantic-settings types its private arguments only
 
     @property

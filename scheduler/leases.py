@@ -18,7 +18,7 @@ from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
 from scheduler import fairness, lanes
 from scheduler.db import Database, now_ms
 from scheduler.lifecycle import MAX_BACKOFF_MS, apply, end_attempt, give_back, held, phase_retries, stopped_message, time_out
-from scheduler.models import IS_HELD, Attempt, Build, Outbox, Phase, Served, Worker
+from scheduler.models import IS_HELD, IS_QUEUED, Attempt, Build, Instance, Outbox, Phase, Project, Served, Turn, Worker
 from scheduler.states import HELD, BuildEvent
 
 log = get_logger(__name__)
@@ -54,16 +54,27 @@ def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | No
         )
 
     def work(session: Session) -> Claim | None:
-        _see_worker(session, request)
+        worker = _see_worker(session, request)
         if (again := _again(session, request, settings)) is not None:
             return again
-        if request.free_slots < 1 or request.state != "up":
+        if worker.leave_ms is not None or request.free_slots < 1 or request.state != "up":
             return None
         if not db.is_sqlite:  # claims queue up behind one another, so that limits and shares are counted, not guessed
             session.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
-        return _next(session, request, settings)
+        claimed = _next(session, request, settings) if request.only is None else _only(session, request.only, request, settings)
+        if claimed is not None:
+            worker.idle_since_ms = None
+        return claimed
 
     return db.run(work)
+
+
+def leave_why(db: Database, worker_id: str) -> str:
+    """Why a worker that got no build just now is to leave; empty where it is to stay."""
+    with db.reading() as session:
+        told = sa.select(Worker.leave_why).where(Worker.id == worker_id, Worker.leave_ms.is_not(None), Worker.state != "up")
+        why: str | None = session.scalar(told)
+    return "" if why is None else why or "its fleet is to have fewer workers"
 
 
 def _next(session: Session, request: ClaimRequest, settings: Settings) -> Claim | None:
@@ -86,13 +97,38 @@ def _next(session: Session, request: ClaimRequest, settings: Settings) -> Claim 
         claimed = _take(session, build, request, settings)
         if claimed is None:
             continue
-        session.add(turn)
-        turn.claims += 1
-        served, turn.clock = fairness.serve(lane.served, lane.weight, turn.clock)
-        session.merge(Served(fleet=fleet, project_name=lane.project, clock=served))
-        session.flush()
+        _serve(session, turn, lane.project, lane.served, lane.weight)
         return claimed
     return None
+
+
+def _only(session: Session, build_id: str, request: ClaimRequest, settings: Settings) -> Claim | None:
+    """The claim to the one build that a worker was started for; None where it does not wait, or may not run now."""
+    fleet = request.fleet
+    load = lanes.load_of(session, fleet)
+    now: int = session.execute(sa.select(now_ms())).scalar_one()
+    mine = sa.select(Build).where(Build.id == build_id, IS_QUEUED, Build.fleet == fleet, lanes.may_start(now))
+    build = session.scalars(mine.with_for_update(skip_locked=True)).first()
+    if build is None or not lanes.limits_of(session, fleet, settings).leave_room(load):
+        return None
+    project = session.get_one(Project, build.project_name)
+    limit, running = project.concurrent_build_limit, load.by_project.get(project.name, 0)
+    if limit is not None and running >= limit:
+        return None
+    claimed = _take(session, build, request, settings)
+    if claimed is not None:
+        served = session.get(Served, (fleet, project.name))
+        _serve(session, lanes.turn_of(session, fleet), project.name, served.clock if served is not None else 0, project.weight)
+    return claimed
+
+
+def _serve(session: Session, turn: Turn, project: str, served: int, weight: int) -> None:
+    """Note that a build of the project was claimed, for those whose turn comes after it."""
+    session.add(turn)
+    turn.claims += 1
+    clock, turn.clock = fairness.serve(served, weight, turn.clock)
+    session.merge(Served(fleet=turn.fleet, project_name=project, clock=clock))
+    session.flush()
 
 
 def _again(session: Session, request: ClaimRequest, settings: Settings) -> Claim | None:
@@ -182,16 +218,31 @@ def _claim(session: Session, build: Build, token: str, wanted: BuildSettings, no
     )
 
 
-def _see_worker(session: Session, request: ClaimRequest) -> None:
+def _see_worker(session: Session, request: ClaimRequest) -> Worker:
+    """The worker as it shows itself. One that is to leave counts as leaving from the answer on that says so."""
     now: int = session.execute(sa.select(now_ms())).scalar_one()
-    worker = session.get(Worker, request.worker_id)
+    worker = session.get(Worker, request.worker_id, with_for_update=True)
     if worker is None:
-        worker = Worker(id=request.worker_id, first_seen_ms=now)
+        worker = Worker(id=request.worker_id, first_seen_ms=now, state=request.state)
         session.add(worker)
+    if worker.state == "gone" and request.state == "up" and request.generation is None:
+        worker.leave_ms, worker.leave_why = None, ""  # it left as it was asked to, and somebody started it again
     worker.fleet, worker.version = request.fleet, request.version[:50]
     worker.slots, worker.free_slots, worker.last_seen_ms = request.slots, request.free_slots, now
     worker.state, worker.not_claiming = request.state, request.not_claiming
+    worker.generation, worker.labels = request.generation, list(request.labels) or None
+    worker.cpu_millis = None if request.cpus is None else round(request.cpus * 1000)
+    worker.memory_bytes = request.memory_bytes
+    if request.generation is not None and worker.leave_ms is None:
+        instance = session.get(Instance, (request.fleet, request.worker_id), with_for_update=True)
+        if instance is not None and instance.released_ms is not None:
+            worker.leave_ms, worker.leave_why = now, instance.why
+    if worker.leave_ms is not None and worker.state == "up":
+        worker.state = "draining"
+    mine = sa.select(Build.id).where(IS_HELD, Build.fleet == request.fleet, Build.lease_owner == worker.id).limit(1)
+    worker.idle_since_ms = None if session.scalar(mine) is not None else worker.idle_since_ms or now
     session.flush()
+    return worker
 
 
 def renew(db: Database, build_id: str, attempt_no: int, token_hash: str, settings: Settings) -> RenewReply:

@@ -20,6 +20,7 @@ from worker.control import Control
 from worker.engines import make_engine
 from worker.headroom import lack_of_room
 from worker.janitor import Janitor
+from worker.leaving import Leaving
 from worker.lot import Lot
 from worker.nursery import Nursery
 from worker.order import make_park_order
@@ -82,36 +83,30 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     control = guard(Control(settings.api, settings.worker_token.get_secret_value()), "verb", Unavailable)
     nursery = Nursery(children)
     lot = Lot(nursery, lambda place, mould: make_park_order(place, mould, worker_id, settings), settings.parked)
-    slots = Slots(settings, worker_id, control, engine, janitor, lot)
-    leaving = threading.Event()
-    at_once = threading.Event()
+    leaving = Leaving()
+    slots = Slots(settings, worker_id, control, engine, janitor, lot, leaving)
+    heard: list[int] = []
 
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        if leaving.is_set():
-            at_once.set()
-        leaving.set()
+    def leave(number: int, _frame: FrameType | None) -> None:
+        leaving.ask(f"{signal.Signals(number).name} came", 0 if heard else settings.drain_s)
+        heard.append(number)
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     log.info("worker.started", worker_id=worker_id, fleet=settings.fleet, slots=settings.slots, engine=settings.engine)
     for name, work in (("janitor", janitor.run_forever), ("poll", slots.poll_forever), ("lot", lot.tend_forever)):
-        threading.Thread(target=work, args=(leaving,), name=name, daemon=True).start()
+        threading.Thread(target=work, args=(leaving.begun,), name=name, daemon=True).start()
     celery = make_celery(settings, slots)
     watchdog = Watchdog(
         turned_s=lambda: slots.turned_s, heard_s=lambda: slots.heard_s, waiting=lambda: bells_waiting(celery, settings.fleet)
     )
-    threading.Thread(target=watchdog.watch, args=(leaving,), name="watchdog", daemon=True).start()
+    threading.Thread(target=watchdog.watch, args=(leaving.begun,), name="watchdog", daemon=True).start()
     threading.Thread(target=_listen, args=(celery, settings), name="bell", daemon=True).start()
-    leaving.wait()
-    drained = threading.Thread(target=slots.drain, args=(settings.drain_s,), name="drain", daemon=True)
-    drained.start()
-    while drained.is_alive() and not at_once.is_set():
-        drained.join(0.1)
-    if at_once.is_set():
-        slots.drain(0)
-    slots.leave()
+    leaving.begun.wait()
+    slots.drain()
     lot.close()
     nursery.close()
+    slots.leave()
     control.close()
     log.info("worker.stopped", worker_id=worker_id)
     return 0

@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx
 
 from millrace import packing
 from millrace.chunks import Chunk
 from millrace.contract import (
+    LEAVE_HEADER,
     LOG_OFFSET_HEADER,
     LOG_SHA256_HEADER,
     MAX_SECRETS,
@@ -151,10 +152,13 @@ class Control:
 
     def __init__(self, api_url: str, worker_token: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self._wire = Wire(api_url, worker_token, transport=transport)
+        self.leave = ""
+        """Why the farm asked this worker to leave, with its last answer to a claim; empty where it did not."""
 
     def claim(self, request: ClaimRequest) -> Claim | None:
         """The best build of the fleet; None where none waits. Raises Unavailable at once where the API is away."""
         answer = self._wire.send("POST", "/worker/v1/claim", patience_s=3, **_body(request))
+        self.leave = unquote(answer.headers.get(LEAVE_HEADER, ""))
         return None if answer.status_code == 204 else Claim.model_validate_json(answer.content, extra="ignore")
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """A worker's slots: each carries one attempt at a time, in a process of its own."""
 
+import math
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ from worker.attempt import REPORTED, TROUBLED
 from worker.control import AttemptControl, Control
 from worker.headroom import lack_of_room
 from worker.janitor import Janitor
+from worker.leaving import Leaving
 from worker.lot import Lot
 from worker.nursery import Child
 from worker.order import make_order, mould_of
@@ -27,6 +29,8 @@ IDLE_POLL_S: Final = 10.0
 """A free slot asks for work this often even when no bell rings, so that a lost message or a dead Redis only costs time."""
 _HOST_S: Final = 15.0
 """How long what the engine said of its host holds: it is asked anew with each poll, so that no claim has to wait for it."""
+_LOOK_S: Final = 0.2
+"""How soon a worker that is leaving sees that it is to leave faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +43,17 @@ class _Running:
 class Slots:
     """Claims builds while slots are free, and watches over the attempts' processes."""
 
-    def __init__(self, settings: Settings, worker_id: str, control: Control, engine: Engine, janitor: Janitor, lot: Lot) -> None:
-        self._settings, self._worker_id = settings, worker_id
+    def __init__(
+        self,
+        settings: Settings,
+        worker_id: str,
+        control: Control,
+        engine: Engine,
+        janitor: Janitor,
+        lot: Lot,
+        leaving: Leaving,
+    ) -> None:
+        self._settings, self._worker_id, self._asked = settings, worker_id, leaving
         self._control, self._engine, self._janitor, self._lot = control, engine, janitor, lot
         self._claiming = threading.Lock()
         self._changed = threading.Condition()
@@ -73,6 +86,7 @@ class Slots:
                 self._token = new_secret("att")
                 self._note("")
                 if claim is None:
+                    self._heed()
                     break
                 self._start(claim, time.monotonic())
                 claimed += 1
@@ -94,28 +108,35 @@ class Slots:
             self.turned_s = time.monotonic()
             stop.wait(IDLE_POLL_S)
 
-    def drain(self, within_s: float) -> None:
-        """Claim nothing more; give the attempts `within_s`, then have them hand their builds back. Returns when all ended."""
-        began = time.monotonic()
+    def drain(self) -> None:
+        """Claim nothing more; give the attempts the time that there is, then have them hand their builds back.
+
+        Returns when all ended. The time may be shortened meanwhile.
+        """
         with self._changed:
             self._draining = True
-            log.info("worker.draining", running=len(self._running), within_s=within_s)
+            running, left_s = len(self._running), self._asked.left_s
+        log.info("worker.draining", running=running, why=self._asked.why, within_s=left_s if math.isfinite(left_s) else None)
+        with self._claiming:
+            pass  # what was being claimed is there now
         self._say("draining")
+        said = time.monotonic()
+        while not self._await_end(min(_LOOK_S, self._asked.left_s)) and self._asked.left_s > 0:
+            if time.monotonic() - said > IDLE_POLL_S:
+                self._say("draining")
+                said = time.monotonic()
         with self._changed:
-            within_s -= time.monotonic() - began
-            self._changed.wait_for(self._is_empty, within_s)
             left = [*self._running.values(), *self._leaving.values()]
-        for running in left:
-            running.child.signal(signal.SIGTERM)
+        for running_one in left:
+            running_one.child.signal(signal.SIGTERM)
+        if self._await_end(45):
+            return
         with self._changed:
-            if self._changed.wait_for(self._is_empty, 45):
-                return
             left = [*self._running.values(), *self._leaving.values()]
-        for running in left:
-            log.error("attempt.killed", build_id=running.claim.build_id, attempt_no=running.claim.attempt_no)
-            running.child.signal(signal.SIGKILL)
-        with self._changed:
-            self._changed.wait_for(self._is_empty, 10)
+        for running_one in left:
+            log.error("attempt.killed", build_id=running_one.claim.build_id, attempt_no=running_one.claim.attempt_no)
+            running_one.child.signal(signal.SIGKILL)
+        self._await_end(10)
 
     def leave(self) -> None:
         """Say goodbye, so that nobody waits for this worker."""
@@ -130,9 +151,19 @@ class Slots:
             self._control.claim(said)
         except MillraceError as error:
             log.debug("worker.not_heard", state=state, why=error.message)  # it stops counting as there, by and by
+        else:
+            self._heed()
 
-    def _is_empty(self) -> bool:
-        return not self._running and not self._leaving
+    def _heed(self) -> None:
+        """Leave, where the farm asks for it: it gives no more builds, and what runs may take as long as it takes."""
+        why = self._control.leave
+        if why and not self._asked.begun.is_set():
+            self._asked.ask(f"the farm asks for it: {why}")
+
+    def _await_end(self, within_s: float) -> bool:
+        """Whether all attempts ended within that."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running and not self._leaving, within_s)
 
     def _host(self) -> EngineInfo:
         """What the engine said of its host within the last few seconds. Raises InfraProblem(ENGINE_LOST)."""
@@ -171,6 +202,10 @@ class Slots:
             free_slots=free,
             version=__version__,
             token=self._token,  # the same until there was an answer: what an answer that was lost told of comes again
+            generation=self._settings.generation,
+            cpus=self._settings.cpus,
+            memory_bytes=self._settings.memory_offered_bytes,
+            labels=self._settings.labels,
         )
 
     def _start(self, claim: Claim, claimed_at_s: float) -> None:

@@ -27,12 +27,13 @@ class Capacity:
 
 def claims(worker: Worker) -> bool:
     """Whether a worker asks for builds when it has a free slot."""
-    return worker.state == "up" and not worker.not_claiming
+    return worker.state == "up" and worker.leave_ms is None and not worker.not_claiming
 
 
 def why_not(worker: Worker) -> str:
     """What keeps a worker from asking for builds, for people."""
-    return f"worker {worker.id} " + ("is leaving" if worker.state != "up" else f"takes no builds: {worker.not_claiming}")
+    leaves = worker.state != "up" or worker.leave_ms is not None
+    return f"worker {worker.id} " + ("is leaving" if leaves else f"takes no builds: {worker.not_claiming}")
 
 
 def capacity_of(session: Session, fleet: str) -> Capacity:

@@ -55,7 +55,7 @@ def _idle(session: Session, fleet: str, now: int) -> Worker | None:
     """The worker of the fleet that asked last, lately, and has a slot that holds nothing."""
     held = sa.select(sa.func.count()).where(IS_HELD, Build.lease_owner == Worker.id).correlate(Worker).scalar_subquery()
     asking = sa.select(Worker).where(Worker.fleet == fleet, Worker.last_seen_ms > now - _LATELY_MS, Worker.slots > held)
-    asking = asking.where(Worker.state == "up", Worker.not_claiming == "")
+    asking = asking.where(Worker.state == "up", Worker.not_claiming == "", Worker.leave_ms.is_(None))
     return session.scalars(asking.order_by(Worker.last_seen_ms.desc()).limit(1)).first()
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from scheduler.db import Database
+from scheduler.fleets import marks
 from tests.chaos.rows_worker import FAR, far_worker
 from tests.support.disks import tmpfs
 from tests.support.farm import Farm, running_farm, wait_until
@@ -68,6 +70,22 @@ def test_a_worker_that_leaves_says_so_while_its_build_ends_and_is_gone_at_once()
             assert (ended["buildStatus"], ended["millrace"]["attempt"]) == ("SUCCEEDED", 1), "its lease was renewed meanwhile"
             assert worker.wait(30) == 0
         assert fleet(farm, "far")["workers"] == 0
+
+
+def test_a_worker_that_the_farm_asks_to_leave_ends_its_build_however_long_that_takes() -> None:
+    with running_farm() as farm:
+        with far_worker(farm, farm.api_url, FAKE_SLEEP_S="15", MILLRACE_SLOTS="1") as worker:
+            build = farm.build(["work"], **FAR)
+            wait_until(lambda: farm.show(build)["millrace"]["state"] == "RUNNING", 60)
+            later = farm.build(["work"], **FAR)
+            owner = farm.show(build)["millrace"]["workerId"]
+            records = Database(f"sqlite:///{farm.home / 'data' / 'millrace.db'}")
+            assert marks.ask_to_leave(records, "far", [owner], "too many") == [owner]
+            records.dispose()
+            ended = farm.ended(build)
+            assert (ended["buildStatus"], ended["millrace"]["attempt"]) == ("SUCCEEDED", 1)
+            assert worker.wait(30) == 0
+        assert farm.show(later)["millrace"]["state"] == "QUEUED"
 
 
 def test_a_worker_that_hears_no_bells_ends_for_its_supervisor_to_start_another(tmp_path: Path) -> None:
