@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -14,6 +16,8 @@ from botocore.exceptions import (
     PartialCredentialsError,
     TokenRetrievalError,
 )
+from botocore.loaders import Loader
+from botocore.parsers import ResponseParserError
 
 from millrace.errors import ProviderTrouble
 from millrace.vocabulary import Trouble
@@ -59,7 +63,16 @@ _HINTS: Final = {
 def client(service: str, region: str, endpoint_url: str | None = None) -> Any:
     """A client of one service. Credentials are found as boto3 finds them, at the first call. Raises ProviderTrouble."""
     with translated(f"{service} of {region}"):
-        return boto3.session.Session().client(service, region_name=region, endpoint_url=endpoint_url, config=_CONFIG)
+        session = botocore.session.get_session()
+        session.register_component("data_loader", _loader())
+        made = boto3.session.Session(botocore_session=session)
+        return made.client(service, region_name=region, endpoint_url=endpoint_url, config=_CONFIG)
+
+
+@cache
+def _loader() -> Loader:
+    """What reads the descriptions of AWS's services, and keeps them: EC2's takes longer than many a call."""
+    return botocore.session.get_session().get_component("data_loader")
 
 
 @contextmanager
@@ -74,7 +87,7 @@ def translated(what: str) -> Iterator[None]:
         raise trouble(what, code, message, refused=400 <= status < 500) from error
     except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, TokenRetrievalError) as error:
         raise _trouble(Trouble.CREDENTIALS, what, str(error)) from error
-    except (BotoCoreError, ValueError) as error:  # ValueError: an address that is none
+    except (BotoCoreError, ResponseParserError, ValueError) as error:  # an answer that breaks off; an address that is none
         raise _trouble(Trouble.AWAY, what, str(error)) from error
 
 
