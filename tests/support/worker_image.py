@@ -1,0 +1,39 @@
+"""An image that stands in for the worker's: a shell that says who it is, waits, and leaves on SIGTERM, in milliseconds.
+
+FAKE_EXIT=N in its environment has it end at once with this status; FAKE_DEAF=1 has it hear no SIGTERM.
+"""
+
+import io
+import tarfile
+
+import docker
+
+from tests.support import engine_images
+
+STAND_IN = "millrace-test/worker:latest"
+_SCRIPT = b"""#!/bin/sh
+echo "worker $MILLRACE_WORKER_ID of $MILLRACE_FLEET, told to be a $1"
+if [ -n "$FAKE_EXIT" ]; then exit "$FAKE_EXIT"; fi
+if [ -n "$FAKE_DEAF" ]; then trap '' TERM; else trap 'exit 0' TERM; fi
+while :; do sleep 0.05; done
+"""
+
+
+def make_stand_in(client: docker.APIClient) -> str:
+    """Make it unless it is there; its name."""
+    if client.images(STAND_IN):
+        return STAND_IN
+    engine_images.make(client)
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as tar:
+        entry = tarfile.TarInfo("bin/millrace")
+        entry.size, entry.mode = len(_SCRIPT), 0o755
+        tar.addfile(entry, io.BytesIO(_SCRIPT))
+    made = client.create_container(engine_images.BUSYBOX, command=["/bin/sh"])["Id"]
+    try:
+        client.put_archive(made, "/", body.getvalue())
+        name, _, tag = STAND_IN.partition(":")
+        client.commit(made, repository=name, tag=tag, conf={"Entrypoint": ["/bin/millrace"]})
+    finally:
+        client.remove_container(made, force=True)
+    return STAND_IN
