@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from millrace import drawing
 from tests.benchmarks import caches, checkout, claims, logpath, starts
 from tests.benchmarks.samples import MORE_IS_BETTER, OURS, Sample
 
@@ -245,11 +246,7 @@ def _plot(unit: str, whos: Mapping[str, Sequence[float]], title: str) -> str:
     """Bars of medians, with a line from the 5th to the 95th percentile."""
     scale = (_WIDTH - _NAMES_WIDE - 110) / max(_point(samples, 0.95) for samples in whos.values())
     height = len(whos) * (_BAR + 10) + 34
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif" font-size="13">',
-        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="8" y="18" font-weight="bold">{title}</text>',
-    ]
+    parts = []
     for number, (who, samples) in enumerate(whos.items()):
         left, top, middle = _NAMES_WIDE, 30 + number * (_BAR + 10), statistics.median(samples)
         low, high = _point(samples, 0.05), _point(samples, 0.95)
@@ -261,4 +258,4 @@ def _plot(unit: str, whos: Mapping[str, Sequence[float]], title: str) -> str:
             f'<line x1="{left + low * scale:.1f}" y1="{y}" x2="{left + high * scale:.1f}" y2="{y}" stroke="#222222"/>',
             f'<text x="{left + 8 + max(middle, high) * scale:.1f}" y="{top + 15}">{_shown(middle, unit)}</text>',
         ]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return drawing.page(_WIDTH, height, title, parts)
