@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from api import artifacts, builds, caches, fleets, health, hooks, logs, notices, projects, secrets, uploads
+from api import artifacts, builds, caches, fleets, health, hooks, loads, logs, notices, projects, secrets, uploads
 from millrace.settings import Settings, for_children
 from scheduler import leases, lifecycle
 from scheduler.db import Database
@@ -56,7 +56,7 @@ def test_the_commands_of_the_page_work(sqlite_database: Database, settings: Sett
 def test_the_page_names_every_route(method: str) -> None:
 
     app = Flask("routes")
-    for part in (projects, builds, caches, fleets, secrets, hooks, notices, logs, artifacts, uploads, health):
+    for part in (projects, builds, caches, fleets, loads, secrets, hooks, notices, logs, artifacts, uploads, health):
         app.register_blueprint(part.blueprint)
     for rule in app.url_map.iter_rules():
         if rule.endpoint == "static" or method not in (rule.methods or set()):
