@@ -8,6 +8,7 @@ from rich.table import Table
 
 from millrace.client import build_path
 from millrace.commands.farm import Session, connect
+from millrace.commands.simulate import fleet_simulate
 from millrace.commands.terminal import console, harmless
 
 
@@ -98,6 +99,9 @@ def fleet_resume(session: Session, name: str) -> int:
     _say(client.post(f"{_path(name)}/resume"))
     client.close()
     return 0
+
+
+fleet.add_command(fleet_simulate)
 
 
 def _path(name: str) -> str:
