@@ -207,8 +207,8 @@ def _longest(result: Result) -> Iterator[tuple[float, float]]:
     wide = result.ended_s / _DRAWN or 1.0
     longest = [0.0] * (_DRAWN + 1)
     for arrival, wait_s in zip(result.trace.arrivals, result.waits_s, strict=True):
-        part = min(_DRAWN, int((arrival.at_s + wait_s) / wide))
-        longest[part] = max(longest[part], wait_s)
+        number = min(_DRAWN, int((arrival.at_s + wait_s) / wide))
+        longest[number] = max(longest[number], wait_s)
     last_s = 0.0
     for number, part in enumerate(slices(result, _DRAWN)):
         last_s = longest[number] or (last_s if part.queued else 0.0)  # none started, though some waited
