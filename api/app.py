@@ -31,7 +31,9 @@ from millrace.storage import Store
 from scheduler import health as scheduler_health
 from scheduler.db import Database
 from scheduler.dispatch import Bell, Ringer
+from scheduler.drain import Drain
 from scheduler.hooks import OpenHooks
+from scheduler.inbox import Inbox
 from scheduler.secrets import keys_of, open_provider
 
 
@@ -51,6 +53,7 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
             "workers": lambda: scheduler_health.workers(db),
         }
     )
+    ringer, inbox = Ringer(db, bell), Inbox(db, settings.webhooks_at_once)
     app.extensions["millrace"] = Context(
         settings=settings,
         db=db,
@@ -59,8 +62,10 @@ def create_app(settings: Settings, db: Database, store: Store, bell: Bell) -> Fl
         streams=streams,
         readiness=readiness,
         secrets=open_provider(settings, db),
-        ringer=Ringer(db, bell),
+        ringer=ringer,
         hooks=OpenHooks(db, keys_of(settings)),
+        inbox=inbox,
+        drain=Drain(db, settings, ringer.ring, inbox),
     )
     for part in (
         projects,

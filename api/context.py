@@ -12,7 +12,9 @@ from millrace.settings import Settings
 from millrace.storage import Store
 from scheduler.db import Database
 from scheduler.dispatch import Bell, Ringer
+from scheduler.drain import Drain
 from scheduler.hooks import OpenHooks
+from scheduler.inbox import Inbox
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class Context:
     secrets: SecretProvider
     ringer: Ringer
     hooks: OpenHooks
+    inbox: Inbox
+    drain: Drain
     closing: threading.Event = field(default_factory=threading.Event)
 
 

@@ -126,5 +126,6 @@ def _close(_server: Arbiter, worker: Worker) -> None:
     context = _context(worker)
     if context is not None:
         context.closing.set()
+        context.drain.join()
         context.ringer.join()
         context.db.dispose()

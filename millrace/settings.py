@@ -59,6 +59,14 @@ class Settings(BaseSettings):
     ] = None
     api_workers: Annotated[int, Field(ge=1, le=64, description="Processes of the API server.")] = 2
     api_threads: Annotated[int, Field(ge=1, le=512, description="Threads of each; a followed log holds one.")] = 32
+    webhooks_at_once: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Deliveries of webhooks that each process of the API acts on before it answers, at once; those beyond "
+            "are noted, answered with 202, and acted on behind.",
+        ),
+    ] = 8
     token: Annotated[SecretStr | None, Field(description="API token of the command line; absent: the embedded farm's own.")] = (
         None
     )
@@ -95,7 +103,11 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest JSON body the API reads.")] = 2 * 1024**2
     part_bytes: Annotated[
         int,
-        Field(ge=5 * 1024**2, le=5 * 1024**3, description="Artifacts that are larger go to the store in parts of so many bytes."),
+        Field(
+            ge=5 * 1024**2,
+            le=5 * 1024**3,
+            description="Artifacts that are larger go to the store in parts of so many bytes.",
+        ),
     ] = 64 * 1024**2
     max_upload_bytes: Annotated[int, Field(ge=1024, description="Largest source folder or artifact, in bytes.")] = 5 * 1024**3
 

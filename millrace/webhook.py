@@ -163,6 +163,11 @@ class SourceEvent:
         return f"tag/{(self.ref or '').removeprefix('refs/tags/')}"
 
     @property
+    def place(self) -> str | None:
+        """What deliveries are listed by: the pull request, or the branch or tag in full."""
+        return f"pr/{self.pull_request}" if self.pull_request is not None else self.ref
+
+    @property
     def line(self) -> str | None:
         """What newer builds supersede older ones of: the branch or the pull request."""
         return f"pr/{self.pull_request}" if self.pull_request is not None else self.branch

@@ -26,8 +26,9 @@ from millrace.project import BuildOverrides, ProjectFleet, ProjectSettings, Webh
 from millrace.secrets.keyring import Keyring, WrongKey
 from millrace.settings import Settings
 from millrace.webhook import PROVIDERS, EventKind, Heard, Provider, SourceEvent, WebhookSettings, Wish
-from scheduler import approvers, filters
+from scheduler import approvers, filters, inbox
 from scheduler.db import Database, now_ms
+from scheduler.inbox import ACCEPTED, Arrival
 from scheduler.intake import BuildRequest, queue
 from scheduler.models import Delivery, Project, Webhook
 from scheduler.secrets import Keys
@@ -45,7 +46,7 @@ _SKIP_TRAILER: Final = re.compile(r"^skip-checks:\s*true\s*$", re.IGNORECASE | r
 
 class Outcome(StrEnum):
     """What became of an event. APPROVAL: it waits for somebody to approve it; CHECKING: it is a comment that approves, if who
-    wrote it may (`scheduler.wishes`); REFUSED: it was to start a build, and could not.
+    wrote it may (`scheduler.wishes`); REFUSED: it was to start a build, and could not; ACCEPTED: it is noted, to be acted on.
     """
 
     BUILD = "build"
@@ -55,6 +56,7 @@ class Outcome(StrEnum):
     CHECKING = "checking"
     REFUSED = "refused"
     PING = "ping"
+    ACCEPTED = ACCEPTED
 
 
 SETTLED: Final = frozenset({Outcome.BUILD, Outcome.APPROVAL, Outcome.CHECKING})
@@ -145,7 +147,7 @@ def create(
         )
         session.add(hook)
         session.flush()
-        return _record(hook)
+        return record_of(hook)
 
     record = db.run(work)
     log.info("webhook.created", project=project, provider=record.provider.value)
@@ -156,7 +158,7 @@ def get(db: Database, project: str) -> HookRecord:
     """The project's webhook. Raises NotFound."""
     with db.reading() as session:
         _project(session, project, lock=False)
-        return _record(_of_project(session, project, lock=False))
+        return record_of(_of_project(session, project, lock=False))
 
 
 def update(db: Database, project: str, changes: WebhookSettings) -> HookRecord:
@@ -168,7 +170,7 @@ def update(db: Database, project: str, changes: WebhookSettings) -> HookRecord:
         row = _of_project(session, project)
         row.settings = changes.model_dump(mode="json", by_alias=True, exclude_none=True)
         row.modified_ms = session.execute(sa.select(now_ms())).scalar_one()
-        return _record(row)
+        return record_of(row)
 
     return db.run(work)
 
@@ -180,7 +182,7 @@ def set_provider_hook(db: Database, project: str, ident: str) -> HookRecord:
         row = _of_project(session, project)
         if row.provider_hook_id != ident:
             row.provider_hook_id, row.modified_ms = ident, session.execute(sa.select(now_ms())).scalar_one()
-        return _record(row)
+        return record_of(row)
 
     return db.run(work)
 
@@ -196,7 +198,7 @@ def rotate(db: Database, keys: Keys, project: str, *, overlap_ms: int = OVERLAP_
         row.previous_until_ms, row.secret_ms, row.modified_ms = now + overlap_ms, now, now
         if not overlap_ms:
             row.previous = None
-        return _record(row)
+        return record_of(row)
 
     record = db.run(work)
     log.info("webhook.rotated", project=project)
@@ -240,7 +242,7 @@ class OpenHooks:
         row, now = found
         sealed = [row.sealed] + ([row.previous] if row.previous is not None and now < row.previous_until_ms else [])
         ring = self._keys(False)
-        return Hook(record=_record(row), secrets=tuple(_unsealed(ring, one, row) for one in sealed))
+        return Hook(record=record_of(row), secrets=tuple(_unsealed(ring, one, row) for one in sealed))
 
 
 def _no_hook() -> NotFound:
@@ -250,32 +252,51 @@ def _no_hook() -> NotFound:
 def receive(
     db: Database, hook: HookRecord, heard: Heard, *, delivery_id: str, initiator: str, settings: Settings
 ) -> Sequence[Result]:
-    """Note what came, and queue what it starts, in one commit."""
-    judged = [_judged(hook.settings, event) for event in heard.events]
+    """Note what came, and queue what it starts, in one commit; where something of this webhook still waits, line up behind it."""
+    arrival = Arrival(webhook_id=hook.id, project=hook.project, heard=heard, delivery_id=delivery_id, initiator=initiator)
 
     def work(session: Session) -> Sequence[Result]:
-        stranger = _other_repository(session, hook, heard)
-        taking = _Taking(session, hook, heard, delivery_id, initiator, settings)
-        if heard.wish is not None and stranger is None:
-            return [taking.wish(heard.wish)]
-        if not heard.events:
-            silent = (
-                (Outcome.PING, stranger or "the git server reaches us")
-                if heard.ping
-                else (Outcome.IGNORED, heard.why or stranger or "")
-            )
-            return [taking.take(0, None, *silent)]
-        if stranger is not None:
-            return [taking.take(part, event, Outcome.IGNORED, stranger) for part, event in enumerate(heard.events)]
-        return [taking.take(part, event, *judged[part]) for part, event in enumerate(heard.events)]
+        if not heard.ping and inbox.waits(session, hook.id):
+            inbox.note(session, [arrival])
+            return [accepted(arrival)]
+        return settle(session, hook, arrival, settings)
 
     try:
         results = db.run(work)
     except sa.exc.IntegrityError:  # the same came twice at once: the other was first, and is found now
         results = db.run(work)
-    for one in results:
-        log.info("webhook.delivery", project=hook.project, what=one.what, outcome=one.outcome.value, build_id=one.build_id)
+    tell(hook.project, results)
     return results
+
+
+def settle(session: Session, hook: HookRecord, arrival: Arrival, settings: Settings) -> Sequence[Result]:
+    """Note what became of each event of a delivery, and queue what it starts."""
+    heard = arrival.heard
+    stranger = _other_repository(session, hook, heard)
+    taking = _Taking(session, hook, heard, arrival.delivery_id, arrival.initiator, settings)
+    if heard.wish is not None and stranger is None:
+        return [taking.wish(heard.wish)]
+    if not heard.events:
+        silent = (
+            (Outcome.PING, stranger or "the git server reaches us")
+            if heard.ping
+            else (Outcome.IGNORED, heard.why or stranger or "")
+        )
+        return [taking.take(0, None, *silent)]
+    if stranger is not None:
+        return [taking.take(part, event, Outcome.IGNORED, stranger) for part, event in enumerate(heard.events)]
+    return [taking.take(part, event, *_judged(hook.settings, event)) for part, event in enumerate(heard.events)]
+
+
+def accepted(arrival: Arrival) -> Result:
+    """What is said of a delivery that is only noted so far."""
+    return Result(outcome=Outcome.ACCEPTED, what=arrival.what, why=inbox.WHY, ref=arrival.ref, commit=arrival.commit)
+
+
+def tell(project: str, results: Sequence[Result]) -> None:
+    """A line in the farm's log for each event."""
+    for one in results:
+        log.info("webhook.delivery", project=project, what=one.what, outcome=one.outcome.value, build_id=one.build_id)
 
 
 def _waiting(row: Webhook, commit: str, pull_request: int | None) -> sa.Select[tuple[Delivery]]:
@@ -332,7 +353,7 @@ def approve(
                 hint="Look at what is new, and approve that commit.",
             )
         event = replace(kept_event(waiting.event or {}), commit=commit)
-        build = queue(session, _request(_record(row), event, by[:200]), settings)
+        build = queue(session, _request(record_of(row), event, by[:200]), settings)
         waiting.outcome, waiting.why = Outcome.BUILD.value, f"{APPROVED_BY}{by}"
         waiting.build_id, waiting.event = build.id, None
         others = sa.update(Delivery).where(
@@ -503,7 +524,7 @@ class _Taking:
         row.received_ms = at_ms if at_ms is not None else self.session.execute(sa.select(now_ms())).scalar_one()
         row.what = (event.kind.value if event else self.heard.what)[:100]
         row.same, row.outcome, row.why, row.build_id = same, outcome.value, why, build_id
-        row.ref, row.commit_id = (_line(event), event.commit) if event else (None, None)
+        row.ref, row.commit_id = (event.place, event.commit) if event else (None, None)
         row.event = {**asdict(event), "paths": None} if event and outcome is Outcome.APPROVAL else None
         if old is None:
             self.session.add(row)
@@ -562,12 +583,8 @@ def _request(hook: HookRecord, event: SourceEvent, initiator: str) -> BuildReque
     return BuildRequest(overrides=overrides, initiator=initiator, cause=cause, commit=event.commit, line=event.line)
 
 
-def _line(event: SourceEvent) -> str | None:
-    return f"pr/{event.pull_request}" if event.pull_request is not None else event.ref
-
-
 def _same(event: SourceEvent) -> str:
-    parts = [event.kind.value, _line(event), event.commit, event.stamp]
+    parts = [event.kind.value, event.place, event.commit, event.stamp]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -640,7 +657,7 @@ def _unsealed(ring: Keyring, sealed: bytes, row: Webhook) -> str:
         ) from error
 
 
-def _record(row: Webhook) -> HookRecord:
+def record_of(row: Webhook) -> HookRecord:
     return HookRecord(
         id=row.id,
         project=row.project_name,

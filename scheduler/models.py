@@ -50,13 +50,14 @@ Ms = sa.BigInteger
 _LOG_HERE = sa.text("log_key IS NULL AND log_bytes > 0")
 IS_QUEUED = sa.text("builds.state = 'QUEUED'")
 IS_HELD = sa.text("builds.state IN ('CLAIMED', 'RUNNING', 'FINALIZING')")
+IS_ACCEPTED = sa.text("deliveries.outcome = 'accepted'")
 """Written out, as a condition with parameters is not seen to be that of a partial index."""
 _AUTO = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def _index(name: str, *columns: Any, only: sa.TextClause) -> sa.Index:
     """An index of those rows alone for which `only` holds."""
-    condition = sa.text(str(only).replace("builds.", ""))
+    condition = sa.text(str(only).replace("builds.", "").replace("deliveries.", ""))
     return sa.Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
 
 
@@ -347,7 +348,8 @@ class Delivery(Base):
     """What a webhook was told, and what was decided; one row an event, as a delivery may tell of several (`part`).
 
     `same` is a hash of what makes an event that very event, set where one may start a build. `event` is what waits: a pull
-    request's event (`approval`), or what a comment asks for (`checking`, see `scheduler.wishes`).
+    request's event (`approval`), what a comment asks for (`checking`, see `scheduler.wishes`), or a delivery that is only noted
+    so far (`accepted`, see `scheduler.inbox`).
     """
 
     __tablename__ = "deliveries"
@@ -372,6 +374,7 @@ class Delivery(Base):
         sa.Index("ix_deliveries_ref", "webhook_id", "ref", "id"),
         _index("ix_deliveries_checking", "id", only=sa.text("outcome = 'checking'")),
         _index("ix_deliveries_waiting", "project_name", "id", only=sa.text("outcome = 'approval'")),
+        _index("ix_deliveries_accepted", "webhook_id", "id", only=IS_ACCEPTED),
     )
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO, Final
 
 import sqlalchemy as sa
@@ -17,7 +18,7 @@ from millrace.ids import cache_prefix, log_key, log_list_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.storage import Store
-from scheduler import caches, dispatch, leases, logs, messenger, missed, publication, redelivery, wishes
+from scheduler import caches, dispatch, drain, leases, logs, messenger, missed, publication, redelivery, wishes
 from scheduler.db import Database, now_ms
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
@@ -62,9 +63,10 @@ class Sweeper:
         self._messenger = messenger.Messenger(db, settings, credentials) if credentials is not None else None
         self._redelivery = redelivery.Redelivery(db, settings, credentials) if credentials is not None else None
         self._wishes = wishes.Wishes(db, settings, credentials) if credentials is not None else None
+        self._leaving = threading.Event()
+        self._clerk = drain.Clerk(db=db, settings=settings, ring=partial(dispatch.ring_now, db, bell), stop=self._leaving)
         self._publisher = publication.Publisher(db, store, settings)
         self._beside: dict[str, threading.Thread] = {}
-        self._leaving = threading.Event()
         self._as_of_ms: int | None = None
         self._this_round: tuple[int, float] | None = None
         self._last_round: tuple[int, float] | None = None
@@ -81,6 +83,7 @@ class Sweeper:
             lambda: dispatch.relay(self._db, self._bell),
             self._forget_old_rows,
             self._publish,
+            self._act_on_deliveries,
             self._look_for_pushes,
             self._ask_for_deliveries,
             self._tell_git_servers,
@@ -120,6 +123,15 @@ class Sweeper:
     def _publish(self) -> None:
         if self._publisher.due():
             self._run_beside("publisher", lambda: self._publisher.publish(stop=self._leaving))
+
+    def _act_on_deliveries(self) -> None:
+        """Those that a process of the API only noted, and left when it died."""
+
+        def work() -> None:
+            while self._clerk.act(older_ms=drain.LEFT_MS):
+                pass
+
+        self._run_beside("deliveries", work)
 
     def _look_for_pushes(self) -> None:
         if self._catch_up is not None:

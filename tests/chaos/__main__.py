@@ -24,7 +24,7 @@ NOT_RUN = {
     "F-21": "with F-20: the kills come before the commit as well as behind it",
     "F-42": "a worker signs nothing: it is given signed addresses by the API",
     "F-43": "written with the webhooks (tests/chaos/rows_hooks.py); not in the last whole run",
-    "F-44": "the burst of deliveries is measured by `make bench ONLY=hooks`, see performance.md",
+    "F-44": "written with the webhooks (tests/chaos/rows_hooks.py); not in the last whole run",
     "F-45": "written with the webhooks (tests/chaos/rows_hooks.py); not in the last whole run",
     "F-46": "written with the webhooks (tests/chaos/rows_hooks.py); not in the last whole run",
     "F-49": "in `make test`: tests/integration/test_notices.py has a git server fail for an hour",

@@ -13,6 +13,7 @@ import signal
 import tarfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -24,8 +25,11 @@ from millrace.client import ApiRefused
 from millrace.contract import LEAST_PART_BYTES
 from millrace.errors import MillraceError, NotFound, Unavailable
 from millrace.failpoints import MARK, ORDER, PASSED, POINTS
+from millrace.webhook import EventKind, Heard, SourceEvent
+from scheduler import inbox
 from scheduler.db import Database, now_ms
-from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Notice, Token, Webhook
+from scheduler.inbox import Arrival
+from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Delivery, Notice, Token, Webhook
 from tests.support.farm import Farm, wait_until
 from tests.support.records import a_project_json
 from tests.support.webhooks import SHA, github_pull_request, sent
@@ -345,6 +349,52 @@ def _hook(stage: Stage) -> None:
         settle(lambda: client.delete(path), lambda: not _is_there(stage, path))
 
 
+def _waiting(stage: Stage) -> None:
+    """A delivery that was only noted, and left to the scheduler; for `_give_up`, one that is damaged."""
+    client, name = stage.farm.client, stage.point.replace(".", "-")
+    source = {"type": "GIT", "location": "https://127.0.0.1:1/nothing.git"}
+    again(lambda: client.post("/v1/projects", a_project_json(name, source=source)))
+    again(lambda: client.post(f"/v1/projects/{name}/webhook", {}))
+    (ident,) = stage.look(sa.select(Webhook.id).where(Webhook.project_name == name))
+    event = SourceEvent(kind=EventKind.PUSH, ref="refs/heads/main", commit=secrets.token_hex(20))
+    heard = Heard(what="PUSH", events=(event,))
+    row = inbox.row(Arrival(webhook_id=ident, project=name, heard=heard, delivery_id=name, initiator="tests"), 0)
+    stage.arm()
+    stage.change(sa.insert(Delivery).values({**row, **({"event": {}} if "_give_up" in stage.point else {})}))
+    mine = sa.select(Delivery.outcome).where(Delivery.webhook_id == ident)
+    (outcome,) = wait_until(lambda: [one for one in stage.look(mine) if one != inbox.ACCEPTED], 90)
+    if "_give_up" in stage.point:
+        assert outcome == "refused"
+        return
+    (build,) = stage.look(sa.select(Delivery.build_id).where(Delivery.webhook_id == ident))
+    stage.expected[build] = "STOPPED"
+    again(lambda: client.post(f"/v1/builds/{build}/stop"))
+
+
+def _rushed(stage: Stage) -> None:
+    """More deliveries at once than are acted on at once. None of them starts a build."""
+    client, name = stage.farm.client, stage.point.replace(".", "-")
+    source = {"type": "GIT", "location": "https://127.0.0.1:1/nothing.git"}
+    again(lambda: client.post("/v1/projects", a_project_json(name, source=source)))
+    made = again(lambda: client.post(f"/v1/projects/{name}/webhook", {"branchFilter": "^none$"}))
+    place = f"{stage.farm.api_url}/webhooks/git/{made['payloadUrl'].rpartition('/')[2]}"
+    stage.arm()
+
+    def push(number: int) -> bool:
+        payload = {"ref": f"refs/heads/b{number}", "after": secrets.token_hex(20)}
+        answer = again(lambda: _answered(place, **sent("git", made["secret"], payload, delivery=f"{name}-{number}")))
+        return answer.headers.get("Millrace-Outcome", "").startswith(inbox.ACCEPTED)
+
+    rounds = 0
+    with ThreadPoolExecutor(40) as pool:
+        while not any(list(pool.map(push, range(rounds * 40, rounds * 40 + 40)))):
+            rounds += 1
+            assert rounds < 20, "they were all acted on at once"
+    wanted = [f"{name}-{number}" for number in range(rounds * 40 + 40)]
+    mine = sa.select(Delivery.delivery_id).where(Delivery.project_name == name, Delivery.outcome == "ignored")
+    wait_until(lambda: sorted(stage.look(mine)) == sorted(wanted), 90)
+
+
 def _approved(stage: Stage) -> None:
     """A pull request from a fork. Its build could not fetch its source, and is stopped."""
     client, name = stage.farm.client, stage.point.replace(".", "-")
@@ -379,14 +429,19 @@ def _looked(stage: Stage) -> None:
 
 
 def _delivered(place: str, data: bytes, headers: dict[str, str]) -> Any:
+    answer = _answered(place, data, headers)
+    assert answer.status_code in (200, 201, 202), answer.text
+    return answer.json()
+
+
+def _answered(place: str, data: bytes, headers: dict[str, str]) -> httpx.Response:
     try:
         answer = httpx.post(place, content=data, headers=headers, timeout=20)
     except httpx.TransportError as error:
         raise Unavailable(str(error)) from error
     if answer.status_code >= 500:
         raise Unavailable(answer.text)
-    assert answer.status_code in (200, 201, 202), answer.text
-    return answer.json()
+    return answer
 
 
 def _command(*words: str) -> Callable[[Stage], None]:
@@ -511,6 +566,8 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.caches.make_room": _crowded,
     "commit.caches.remove": _taken,
     "commit.dispatch._note": _lost,
+    "commit.drain.Clerk._give_up": _waiting,
+    "commit.drain.Clerk._take": _waiting,
     "commit.fleets.records._write": _fleet,
     "commit.hooks.approve": _approved,
     "commit.hooks.create": _hook,
@@ -519,6 +576,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.hooks.reseal": _command("secret", "reseal"),
     "commit.hooks.rotate": _hook,
     "commit.hooks.update": _hook,
+    "commit.inbox.Inbox._commit": _rushed,
     "commit.leases._end_each": _lost,
     "commit.messenger.Messenger._hold": _noticed,
     "commit.messenger.Messenger._note": _noticed,
@@ -561,7 +619,7 @@ def pass_all(stage: Stage) -> None:
     told = set()
     for point in POINTS:
         story = _story_of(point)
-        key = (story, point if story in (_project, _secret, _hook, _approved) else "")
+        key = (story, point if story in (_project, _secret, _hook, _approved, _waiting) else "")
         if point.endswith(".before") and key not in told:
             told.add(key)
             stage.point = point
