@@ -1,7 +1,8 @@
 """`python -m tests.benchmarks.bench [--quick] [--only PART,...] [--write]`: measure, against a bare yardstick in the same run.
 
 The raw figures go to docs/performance.csv, what they were measured on to docs/performance.json, and docs/performance.md with
-its plots is made from them, where --write asks for that. A part that is measured anew replaces what was known of it alone.
+its plots is made from them, where --write asks for that. A part that is measured anew replaces what was known of it alone; of one
+that fails in the midst, what it found until then is kept, and the page says so.
 """
 
 import argparse
@@ -33,6 +34,8 @@ PARTS: Final[dict[str, Part]] = {
     "hooks": hooks.samples,
     "parser": parser.samples,
 }
+_MARK: Final = "bench: "
+"""What a line of a part's process begins with that is meant for us."""
 _COLUMNS: Final = ("part", "what", "who", "at", "value", "unit")
 
 
@@ -65,33 +68,49 @@ def write(rows: Sequence[tuple[str, Sample]], about: dict[str, Any], docs: Path 
 def measure(name: str, *, quick: bool) -> tuple[list[tuple[str, Sample]], dict[str, Any]]:
     """One part, in a process of its own: some leave namespaces, set up logs, or keep what they loaded."""
     command = [sys.executable, "-m", __spec__.name, "--carry", name, *(["--quick"] if quick else [])]
+    began = time.monotonic()
     done = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name}: measuring ended with status {done.returncode}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return [(name, Sample(**one)) for one in found["samples"]], found["about"]
+    samples, about = heard(done.stdout, done.returncode)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True, check=False)
+    about |= {
+        "commit": commit.stdout.strip(),
+        "machine": f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()}, Docker {_engine()}",
+        "took_s": round(time.monotonic() - began),
+    }
+    return [(name, one) for one in samples], about
 
 
 def carry(name: str, *, quick: bool) -> None:
-    """Measure here; the last line of stdout is what was found."""
-    said: list[str] = []
+    """Measure here, and tell what is found line by line: should it end in the midst, that much is known."""
+
+    def tell(what: str, said: object) -> None:
+        sys.stdout.write(f"{_MARK}{json.dumps({what: said})}\n")
+        sys.stdout.flush()
+
     scale = Scale(
         rounds=5 if quick else 30,
         heavy=1 if quick else 5,
         queued=(100, 10_000) if quick else (100, 10_000, 100_000),
         peers=not quick,
-        about=said.append,
+        about=lambda line: tell("about", line),
     )
-    began = time.monotonic()
-    samples = [{**vars(one), "value": round(one.value, 6)} for one in PARTS[name](scale)]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True, check=False)
-    about = {
-        "about": said,
-        "commit": commit.stdout.strip(),
-        "machine": f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()}, Docker {_engine()}",
-        "took_s": round(time.monotonic() - began),
-    }
-    sys.stdout.write(json.dumps({"samples": samples, "about": about}) + "\n")
+    try:
+        for one in PARTS[name](scale):
+            tell("sample", {**vars(one), "value": round(one.value, 6)})
+    except Exception as error:
+        tell("incomplete", f"{type(error).__name__}: {error}"[:300])
+        raise
+
+
+def heard(output: str, status: int) -> tuple[list[Sample], dict[str, Any]]:
+    """What a part has told until it ended with `status`. `incomplete` says why, where it did not come to its end."""
+    told = [json.loads(line.removeprefix(_MARK)) for line in output.splitlines() if line.startswith(_MARK)]
+    samples = [Sample(**one["sample"]) for one in told if "sample" in one]
+    about: dict[str, Any] = {"about": [one["about"] for one in told if "about" in one]}
+    if status:
+        why = [one["incomplete"] for one in told if "incomplete" in one]
+        about["incomplete"] = why[0] if why else f"it ended with status {status}"
+    return samples, about
 
 
 def main() -> int:
@@ -119,6 +138,10 @@ def main() -> int:
         except Exception:  # what the other parts find is not to be lost
             traceback.print_exc()
             failed += 1
+            continue
+        failed += "incomplete" in its
+        if not found:
+            sys.stderr.write(f"{name}: nothing was found: {its.get('incomplete', 'it has no samples')}\n")
             continue
         known = [row for row in known if row[0] != name] + found
         about[name] = its

@@ -10,7 +10,7 @@ from tests.benchmarks import caches, checkout, claims, logpath, starts
 from tests.benchmarks.samples import MORE_IS_BETTER, OURS, Sample
 
 About = Mapping[str, Mapping[str, Any]]
-"""Of each part: `about` (lines), `commit`, `machine`, `seed`, `took_s`."""
+"""Of each part: `about` (lines), `commit`, `machine`, `seed`, `took_s`; `incomplete`: why it ended before its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +151,8 @@ def text(samples: Sequence[Sample], parts: Mapping[str, str], about: About) -> s
         page += ["", f"## {part[0].upper()}{part[1:]}", ""]
         page += [f"{line[0].upper()}{line[1:]}." for line in known["about"]]
         page += [f"Commit {known['commit']}; {known['machine']}; it took {known['took_s']} s."]
+        if "incomplete" in known:
+            page += [f"**Incomplete**: it ended before its time ({known['incomplete']}); these are the samples that it had."]
         for what, at, unit in figures.measures():
             if parts[what] == part:
                 page += _table(figures, what, at, unit)
