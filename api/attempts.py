@@ -141,11 +141,14 @@ def grant(build_id: str, attempt_no: int) -> Response:
 
 
 def _in_parts(build_id: str, attempt_no: int, key: str, wanted: GrantRequest, size_bytes: int, sha256: str) -> dict[str, object]:
-    """What a grant has beside where the object comes in parts. They are noted before the worker hears of them."""
+    """What a grant has beside where the object comes in parts. They are noted before they are begun, and once they have a name,
+    before the worker hears of them.
+    """
     parts, part_bytes = wanted.parts or (), wanted.part_bytes or size_bytes
     if len(parts) != -(-size_bytes // part_bytes):
         raise InvalidInput(f"{size_bytes} bytes in parts of {part_bytes} are not {len(parts)} parts")
     context, bucket = here(), here().settings.bucket
+    attempts.note_parts(context.db, build_id, attempt_no, attempt_token_hash(), key, attempts.UNNAMED)
     upload = context.store.begin_parts(bucket, key, sha256=sha256)
     attempts.note_parts(context.db, build_id, attempt_no, attempt_token_hash(), key, upload)
     sizes = [*[part_bytes] * (len(parts) - 1), size_bytes - part_bytes * (len(parts) - 1)]
@@ -159,7 +162,7 @@ def _in_parts(build_id: str, attempt_no: int, key: str, wanted: GrantRequest, si
 @blueprint.post("/attempts/<build_id>/<int:attempt_no>/grant/complete")
 @needs(Scope.ATTEMPT)
 def complete(build_id: str, attempt_no: int) -> dict[str, Any]:
-    """All parts of an artifact are there: make one object of them."""
+    """All parts of an artifact or a cache are there: make one object of them."""
     context = here()
     done = jsonbody.read(PartsDone)
     if not attempts.has_parts(context.db, build_id, attempt_no, attempt_token_hash(), done.key, done.upload):

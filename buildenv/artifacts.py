@@ -25,7 +25,7 @@ MAX_FILES: Final = 200_000
 MAX_NAME_BYTES: Final = 900
 """An object's key has 1024 bytes, and begins with where the attempt's objects lie."""
 _PIECE_BYTES: Final = 1024 * 1024
-_PART_BYTES: Final = 64 * 1024 * 1024
+PART_BYTES: Final = 64 * 1024 * 1024
 Say = Callable[[str], None]
 
 
@@ -277,7 +277,7 @@ def part_size(size_bytes: int, least_part_bytes: int) -> int:
     return max(least_part_bytes, -(-size_bytes // (1000 * mib)) * mib)
 
 
-def pack_zip(files: Sequence[Found], target: Path, *, max_bytes: int, least_part_bytes: int = _PART_BYTES) -> Packed:
+def pack_zip(files: Sequence[Found], target: Path, *, max_bytes: int, least_part_bytes: int = PART_BYTES) -> Packed:
     """All `files` in one zip at `target`, in the order given. Raises BuildProblem where it grows over `max_bytes`."""
     with open(target, "xb") as file:
         hashed = Hashed(file, part_size(sum(item.size_bytes for item in files), least_part_bytes))
@@ -305,7 +305,7 @@ def _add(archive: zipfile.ZipFile, item: Found) -> None:
             _copy(source, entry, item, status.st_size)
 
 
-def pack_file(item: Found, target: Path, *, max_bytes: int, least_part_bytes: int = _PART_BYTES) -> Packed:
+def pack_file(item: Found, target: Path, *, max_bytes: int, least_part_bytes: int = PART_BYTES) -> Packed:
     """One file by itself, copied, so that what is hashed is what is uploaded."""
     if item.size_bytes > max_bytes:
         raise too_large(item.size_bytes, max_bytes)

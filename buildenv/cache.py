@@ -16,7 +16,7 @@ from typing import IO, Final, cast
 import zstandard
 
 from buildenv import globs
-from buildenv.artifacts import Hashed
+from buildenv.artifacts import PART_BYTES, Hashed, part_size
 from buildenv.tarstream import CopyOut, Entry, entries, renamed, root_of
 from millrace.errors import BuildProblem
 from millrace.vocabulary import Reason
@@ -36,12 +36,26 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A cache ready to be uploaded."""
+    """A cache ready to be uploaded. `parts` are the MD5s of its parts of `part_bytes`."""
 
     path: Path
     size_bytes: int
     sha256: str
     file_count: int
+    part_bytes: int
+    parts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path, hashed: Hashed, file_count: int) -> "Packed":
+        """What was written to `path`."""
+        return cls(
+            path=path,
+            size_bytes=hashed.size_bytes,
+            sha256=hashed.sha256.hexdigest(),
+            file_count=file_count,
+            part_bytes=hashed.part_bytes,
+            parts=hashed.parts(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +115,14 @@ class Paths:
         return f"{self.source_inside}/{rest}" if kind == "source" else f"/{rest}"
 
 
-def pack(paths: Paths, copy_out: CopyOut, target: Path, *, max_bytes: int, say: Say) -> Packed | None:
+def pack(
+    paths: Paths, copy_out: CopyOut, target: Path, *, max_bytes: int, say: Say, least_part_bytes: int = PART_BYTES
+) -> Packed | None:
     """All files that `paths` name, as a zstd tar at `target`; None where there are none. Raises Unusable."""
     count = 0
     try:
         with open(target, "xb") as file:
-            hashed = Hashed(file)
+            hashed = Hashed(file, part_size(max_bytes, least_part_bytes))
             with (
                 zstandard.ZstdCompressor(level=3).stream_writer(cast(IO[bytes], hashed), closefd=False) as packed,
                 tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
@@ -122,7 +138,7 @@ def pack(paths: Paths, copy_out: CopyOut, target: Path, *, max_bytes: int, say: 
         return None
     if hashed.size_bytes > max_bytes:
         raise Unusable(f"it has more than {max_bytes} bytes")
-    return Packed(path=target, size_bytes=hashed.size_bytes, sha256=hashed.sha256.hexdigest(), file_count=count)
+    return Packed.of(target, hashed, count)
 
 
 def _found(paths: Paths, copy_out: CopyOut, say: Say) -> Iterator[Entry]:

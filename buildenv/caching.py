@@ -44,6 +44,7 @@ class BuildCache:
     depot: Depot
     layers: Layers | None
     max_bytes: int
+    part_bytes: int
     say: Callable[[str], None]
     check: Callable[[], None]
     evaluate: Callable[[str], str | None]
@@ -188,7 +189,14 @@ class BuildCache:
                 return []
             packed, what = copied, f"{copied.file_count} file(s)"
         granted = self.depot.grant(
-            GrantRequest(kind="cache", name=target.name, size_bytes=packed.size_bytes, sha256=packed.sha256)
+            GrantRequest(
+                kind="cache",
+                name=target.name,
+                size_bytes=packed.size_bytes,
+                sha256=packed.sha256,
+                part_bytes=packed.part_bytes if len(packed.parts) > 1 else None,
+                parts=packed.parts if len(packed.parts) > 1 else None,
+            )
         )
         self.depot.upload(granted, packed.path, packed.sha256, brief=True)
         took_ms = int((time.monotonic() - began) * 1000)
@@ -207,12 +215,15 @@ class BuildCache:
     def _pack_layer(self, overlay: Overlay, target: Path) -> tuple[Packed, str | None]:
         """What changed, and the object that it lies on; or all there is, where the stack would be too deep or too large."""
         if 0 < len(self._stack) < _DEEPEST:
-            packed = overlay.pack(target, whole=False, max_bytes=self.max_bytes)
+            packed = self._packed(overlay, target, whole=False)
             size = sum(layer.size_bytes for layer in self._stack) + packed.size_bytes
             if size <= _MOST_TIMES * max(layer.size_bytes for layer in self._stack) + _ALWAYS_BYTES:
                 return packed, self._stack[-1].grant.key
             target.unlink()
-        return overlay.pack(target, whole=True, max_bytes=self.max_bytes), None
+        return self._packed(overlay, target, whole=True), None
+
+    def _packed(self, overlay: Overlay, target: Path, *, whole: bool) -> Packed:
+        return overlay.pack(target, whole=whole, max_bytes=self.max_bytes, least_part_bytes=self.part_bytes)
 
     def _pack_copy(self, target: Path) -> Packed | None:
         return cache.pack(
@@ -221,6 +232,7 @@ class BuildCache:
             target,
             max_bytes=self.max_bytes,
             say=self.say,
+            least_part_bytes=self.part_bytes,
         )
 
     def _came_with_source(self, relative: str) -> bool:

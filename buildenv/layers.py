@@ -19,7 +19,7 @@ from typing import IO, Final, cast
 
 import zstandard
 
-from buildenv.artifacts import Hashed
+from buildenv.artifacts import PART_BYTES, Hashed, part_size
 from buildenv.cache import MAX_UNPACKED_BYTES, Packed, Unusable
 from millrace.log import get_logger
 
@@ -135,11 +135,11 @@ def evict(folder: Path, most_bytes: int) -> int:
     return gone
 
 
-def pack(root: Path, names: Sequence[str], target: Path, *, max_bytes: int) -> Packed:
+def pack(root: Path, names: Sequence[str], target: Path, *, max_bytes: int, least_part_bytes: int = PART_BYTES) -> Packed:
     """The folders `names` below `root` as a layer at `target`. Raises Unusable."""
     command = ["tar", "-C", str(root), "--format=pax", "--pax-option=delete=atime,delete=ctime", "--sort=name", "--numeric-owner"]
     with open(target, "xb") as file:
-        hashed = Hashed(file)
+        hashed = Hashed(file, part_size(max_bytes, least_part_bytes))
         with (
             tempfile.TemporaryFile() as said,
             subprocess.Popen(
@@ -158,7 +158,7 @@ def pack(root: Path, names: Sequence[str], target: Path, *, max_bytes: int) -> P
             _end(tar, said)
     if hashed.size_bytes > max_bytes:
         raise Unusable(f"it has more than {max_bytes} bytes")
-    return Packed(path=target, size_bytes=hashed.size_bytes, sha256=hashed.sha256.hexdigest(), file_count=0)
+    return Packed.of(target, hashed, 0)
 
 
 def stream(path: Path) -> Iterator[bytes]:

@@ -129,10 +129,11 @@ class Overlay:
         """True where the build made, changed or removed anything in one of the folders."""
         return any(any((self._root / "upper" / folder.stored).iterdir()) for folder in self._folders)
 
-    def pack(self, target: Path, *, whole: bool, max_bytes: int) -> Packed:
+    def pack(self, target: Path, *, whole: bool, max_bytes: int, least_part_bytes: int) -> Packed:
         """What the build changed, or all there is, as a layer. Raises Unusable."""
         root = self._root / ("merged" if whole else "upper")
-        return layers.pack(root, [folder.stored for folder in self._folders], target, max_bytes=max_bytes)
+        names = [folder.stored for folder in self._folders]
+        return layers.pack(root, names, target, max_bytes=max_bytes, least_part_bytes=least_part_bytes)
 
     def host_path(self, inside: str) -> Path | None:
         """Where the worker sees a path inside, if it lies in one of the folders: an engine does not see mounts of ours."""

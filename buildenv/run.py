@@ -105,7 +105,7 @@ class Job:
     git_roots: tuple[Path, ...]
     max_artifact_bytes: int
     part_bytes: int
-    """Artifacts that are larger are sent in parts of at least so many bytes."""
+    """Artifacts and caches that are larger are sent in parts of at least so many bytes."""
     mirrors: Path | None = None
     layers: Path | None = None
     """Where the worker keeps layers of caches; None where caches are copied."""
@@ -403,6 +403,7 @@ class _Attempt:
             depot=self._depot,
             layers=Layers(self._job.layers) if self._job.layers is not None else None,
             max_bytes=self._job.max_artifact_bytes,
+            part_bytes=self._job.part_bytes,
             say=self._log.say,
             check=self._check_stop,
             evaluate=lambda text: self._evaluate(text, shell),

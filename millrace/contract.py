@@ -139,7 +139,8 @@ class GrantRequest(Shape):
     `cache`: put one archive, named `name` among the caches that this attempt offers.
     `source`: get the object at `name` (`bucket/key`), which must be one of this build's own sources.
 
-    An artifact may be sent in parts of `part_bytes`, the last one shorter, whose MD5s are `parts` (Amazon S3: multipart upload).
+    An artifact or a cache may be sent in parts of `part_bytes`, the last one shorter, whose MD5s are `parts` (Amazon S3:
+    multipart upload).
     """
 
     kind: Literal["artifact", "cache", "source"]

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         Field(
             ge=5 * 1024**2,
             le=5 * 1024**3,
-            description="Artifacts that are larger go to the store in parts of so many bytes.",
+            description="Artifacts and caches that are larger go to the store in parts of so many bytes.",
         ),
     ] = 64 * 1024**2
     max_upload_bytes: Annotated[int, Field(ge=1024, description="Largest source folder or artifact, in bytes.")] = 5 * 1024**3

@@ -1,6 +1,7 @@
 """What an attempt reports while it runs: phases and log chunks. Everything is fenced by attempt and token."""
 
 import hashlib
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -112,12 +113,20 @@ def settings_of(db: Database, build_id: str, attempt_no: int, token_hash: str) -
     return db.run(work)
 
 
+UNNAMED: Final = ""
+"""In the place of an upload's name, as long as the store has not given it one."""
+
+
 def note_parts(db: Database, build_id: str, attempt_no: int, token_hash: str, key: str, upload: str) -> None:
-    """Something is sent in parts from now on, which are removed if it is never completed. Raises AttemptFenced."""
+    """Something is sent in parts from now on, which are removed if it is never completed. Raises AttemptFenced.
+
+    It is noted before it is begun, with the name UNNAMED: should nobody come to note the name, it is looked for by its key.
+    """
 
     def work(session: Session) -> None:
         _build, attempt = held(session, build_id, attempt_no, token_hash)
-        attempt.in_parts = [*(attempt.in_parts or ()), [key, upload]]
+        if [key, upload] not in (known := attempt.in_parts or []):
+            attempt.in_parts = [*known, [key, upload]]
 
     db.run(work)
 

@@ -322,7 +322,7 @@ class Sweeper:
     def _drop_loser(self, attempt: Attempt, *, is_visible: bool, is_cached: bool) -> None:
         build_id, attempt_no, bucket = attempt.build_id, attempt.attempt_no, self._settings.bucket
         for key, upload in attempt.in_parts or ():
-            self._store.abort_parts(bucket, key, upload)
+            self._store.abort_parts(bucket, key, upload or None)
         if not is_visible:
             self._store.delete_prefix(bucket, staging_prefix(build_id, attempt_no))
         if not is_cached:

@@ -101,8 +101,11 @@ class Store(Protocol):
         Raises InvalidInput where parts are missing or are not what was announced.
         """
 
-    def abort_parts(self, bucket: str, key: str, upload: str) -> None:
-        """Remove what is there of its parts. What is complete, or gone, is fine."""
+    def abort_parts(self, bucket: str, key: str, upload: str | None) -> None:
+        """Remove what is there of its parts; without `upload`, of all that was begun under this key and not completed.
+
+        What is complete, or gone, is fine.
+        """
 
     def check(self) -> None:
         """Raises InfraProblem(STORAGE) unless the store can be written to."""

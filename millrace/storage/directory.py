@@ -213,8 +213,10 @@ class DirectoryStore:
                 while piece := body.read(PIECE_BYTES):
                     yield piece
 
-    def abort_parts(self, bucket: str, key: str, upload: str) -> None:
-        self.delete_prefix(bucket, _part(key, upload))
+    def abort_parts(self, bucket: str, key: str, upload: str | None) -> None:
+        """What nobody has a name for was never granted, and so has no parts here."""
+        if upload is not None:
+            self.delete_prefix(bucket, _part(key, upload))
 
     def check(self) -> None:
         try:

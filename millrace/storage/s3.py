@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import BinaryIO, Final, Literal, TypeVar, cast
 from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
@@ -41,6 +42,8 @@ _PASSING: Final = frozenset(
     }
 )
 """Refusals that may not come again: bytes changed on their way, or the store had too much to do."""
+_MOST_UPLOADS: Final = 1000
+"""Amazon S3 API reference, ListMultipartUploads: as many as one answer has."""
 _NO_UPLOAD: Final = "NoSuchUpload"
 _BAD_PARTS: Final = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "MalformedXML"})
 _PUT_S: Final = 900
@@ -258,17 +261,27 @@ class S3Store:
         if stored is None or (stored.size_bytes, stored.sha256) != (size_bytes, sha256):
             raise InvalidInput(f"{key} is not there as it was announced: {stored.size_bytes if stored else 'no'} bytes")
 
-    def abort_parts(self, bucket: str, key: str, upload: str) -> None:
+    def abort_parts(self, bucket: str, key: str, upload: str | None) -> None:
         check_key(bucket, key)
 
-        def abort() -> None:
+        def begun() -> list[str]:
             try:
-                self._client._abort_multipart_upload(bucket, key, upload)
+                found = self._client._list_multipart_uploads(bucket, prefix=key, max_uploads=_MOST_UPLOADS)
+            except S3Error as error:
+                if error.code in _GONE:
+                    return []
+                raise
+            return [one.upload_id for one in found.uploads if one.object_name == key and one.upload_id]
+
+        def abort(one: str) -> None:
+            try:
+                self._client._abort_multipart_upload(bucket, key, one)
             except S3Error as error:
                 if error.code not in (*_GONE, _NO_UPLOAD):
                     raise
 
-        self._try(f"delete {key}", abort)
+        for one in [upload] if upload is not None else self._try(f"list what was begun of {key}", begun):
+            self._try(f"delete {key}", partial(abort, one))
 
     def check(self) -> None:
         self._buckets.discard(self._bucket)

@@ -10,17 +10,20 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from buildenv import layers
 from buildenv.artifacts import Found, Packed, pack_file
 from millrace.contract import LEAST_PART_BYTES, Grant, GrantRequest
-from millrace.errors import BuildProblem, InfraProblem, InvalidInput
+from millrace.errors import AttemptFenced, BuildProblem, InfraProblem, InvalidInput
 from millrace.settings import Settings
 from millrace.storage import open_store
+from millrace.storage.s3 import S3Store
 from scheduler.db import Database
 from scheduler.dispatch import Bell
-from scheduler.models import Attempt
+from scheduler.models import Attempt, Build
 from scheduler.sweeper import Sweeper
 from tests.chaos.proxy import Proxy, Rule
 from tests.support.apiserver import ApiServer, serving
+from tests.support.farm import wait_until
 from tests.support.minio import MinioServer, minio_server, require_program
 from tests.support.records import a_build, a_claim, a_project
 from worker.control import AttemptControl
@@ -136,3 +139,86 @@ def test_parts_of_an_attempt_that_was_lost_are_removed(
         store.complete_parts(
             settings_of_store.bucket, grant.key, grant.upload or "", ["0" * 32], size_bytes=1, sha256=packed.sha256
         )
+
+
+def begun(settings: Settings, key: str) -> list[str]:
+    """The uploads that MinIO knows of this key."""
+    store = open_store(settings)
+    assert isinstance(store, S3Store)
+    return [str(one.upload_id) for one in store._client._list_multipart_uploads(settings.bucket, prefix=key).uploads]
+
+
+def test_what_was_begun_for_an_attempt_that_was_fenced_before_it_was_noted_is_removed(
+    worker: AttemptControl, server: ApiServer, packed: Packed, settings_of_store: Settings
+) -> None:
+    completed = granted(worker, packed)
+    store = open_store(settings_of_store)
+    lost = store.begin_parts(settings_of_store.bucket, completed.key, sha256=packed.sha256)  # and nobody came to note it
+    worker.upload(completed, packed.path, packed.sha256)
+    assert begun(settings_of_store, completed.key) == [lost]
+    with server.db.transaction() as session:
+        assert session.scalar(sa.select(Attempt.in_parts)) == [[completed.key, ""], [completed.key, completed.upload]]
+        session.execute(sa.update(Attempt).values(ended_ms=1))
+    Sweeper(server.db, Bell("redis+socket:///nothing.sock"), store, settings_of_store)._drop_losers()
+    assert begun(settings_of_store, completed.key) == []
+    with server.db.reading() as session:
+        assert session.scalars(sa.select(Attempt.swept)).all() == [True]
+
+
+def test_a_fence_between_beginning_and_noting_leaves_a_record_of_the_key(
+    server: ApiServer, packed: Packed, settings_of_store: Settings, link: Proxy
+) -> None:
+    """The attempt loses its build while the store begins the upload."""
+    a_project(server.db)
+    a_build(server.db, server.settings)
+    claim = a_claim(server.db, server.settings)
+    control = AttemptControl(server.url, claim.build_id, 1, claim.token, stop=threading.Event())
+    link.rules = [Rule(match="^POST .*uploads", times=1, late_s=2)]
+    asked: list[object] = []
+
+    def ask() -> None:
+        try:
+            asked.append(granted(control, packed))
+        except AttemptFenced as error:
+            asked.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until(lambda: _in_parts(server.db), 20)
+    with server.db.transaction() as session:
+        session.execute(sa.update(Attempt).values(ended_ms=1))
+        session.execute(sa.update(Build).values(attempt_no=2))
+    asking.join()
+    control.close()
+    assert [type(one) for one in asked] == [AttemptFenced]
+    ((noted, name),) = _in_parts(server.db)
+    assert name == ""
+    assert len(begun(settings_of_store, noted)) == 1
+    store = open_store(settings_of_store)
+    Sweeper(server.db, Bell("redis+socket:///nothing.sock"), store, settings_of_store)._drop_losers()
+    assert begun(settings_of_store, noted) == []
+
+
+def _in_parts(db: Database) -> list[list[str]]:
+    with db.reading() as session:
+        return list(session.scalar(sa.select(Attempt.in_parts)) or [])
+
+
+def test_a_layer_of_a_cache_gets_there_in_parts(worker: AttemptControl, settings_of_store: Settings, tmp_path: Path) -> None:
+    (tmp_path / "root" / "source" / "deps").mkdir(parents=True)
+    (tmp_path / "root" / "source" / "deps" / "big").write_bytes(DATA)
+    made = layers.pack(tmp_path / "root", ["source/deps"], tmp_path / "layer", max_bytes=10**9, least_part_bytes=LEAST_PART_BYTES)
+    assert len(made.parts) == 3
+    wanted = GrantRequest(
+        kind="cache",
+        name="saved.tar.zst",
+        size_bytes=made.size_bytes,
+        sha256=made.sha256,
+        part_bytes=made.part_bytes,
+        parts=made.parts,
+    )
+    grant = worker.grant(wanted)
+    assert grant.key.startswith("caches/") and len(grant.parts) == 3
+    worker.upload(grant, made.path, made.sha256, brief=True)
+    with open_store(settings_of_store).open(settings_of_store.bucket, grant.key) as body:
+        assert hashlib.sha256(body.read()).hexdigest() == made.sha256
