@@ -16,7 +16,7 @@ from buildenv.engine import Engine
 from buildenv.layers import Layers
 from buildenv.overlay import Overlay
 from buildenv.workspace import Workspace
-from millrace.contract import CacheHit, CacheLayer, CacheQuery, CacheReport, GrantRequest
+from millrace.contract import CacheHit, CacheLayer, CacheQuery, CacheReport, CacheUse, GrantRequest
 from millrace.errors import BuildProblem, InfraProblem, NotFound, Unavailable
 from millrace.vocabulary import Reason
 
@@ -48,6 +48,9 @@ class BuildCache:
     say: Callable[[str], None]
     check: Callable[[], None]
     evaluate: Callable[[str], str | None]
+    uses: list[CacheUse] = field(default_factory=list)
+    """What became of each cache that was found."""
+    _is_found: bool = False
     _keys: list[str] = field(default_factory=list)
     _is_kept: bool = False
     _overlay: Overlay | None = None
@@ -123,10 +126,12 @@ class BuildCache:
         self._is_kept = hit.exact and bool(self.spec.key)
         took_ms = int((time.monotonic() - began) * 1000)
         size = sum(layer.size_bytes for layer in self._stack)
-        self.say(
-            f"Restored the cache of {_named(hit.key)} by {hit.build_id}: mounted {len(below)} layer(s) of {size} bytes "
-            f"in {took_ms} ms; {size - fetched} bytes were on the worker, {fetched} were fetched"
+        how = (
+            f"mounted {len(below)} layer(s) of {size} bytes in {took_ms} ms; {size - fetched} bytes were on the worker, "
+            f"{fetched} were fetched"
         )
+        self.say(f"Restored the cache of {_named(hit.key)} by {hit.build_id}: {how}")
+        self._note_use(used=True, says=how)
 
     def _pid(self) -> int | None:
         return self.engine.pid(self.container_id)
@@ -153,6 +158,7 @@ class BuildCache:
         hit = self.depot.find_cache(CacheQuery(version=self._paths.version(), keys=tuple(self._keys), layered=layered))
         if hit is None:
             self.say(f"No cache was found{f' for key {self._keys[0]}' if self._keys[0] else ''}; going on without")
+        self._is_found = hit is not None
         return hit
 
     def _restore(self) -> None:
@@ -171,6 +177,7 @@ class BuildCache:
         took_ms = int((time.monotonic() - began) * 1000)
         what = f"Restored {count} file(s) from the cache of {_named(hit.key)} by {hit.build_id}"
         self.say(f"{what}: {hit.size_bytes} bytes in {took_ms} ms")
+        self._note_use(used=True, says=f"copied {count} file(s), {hit.size_bytes} bytes in {took_ms} ms")
 
     def _save(self) -> list[CacheReport]:
         began = time.monotonic()
@@ -242,10 +249,18 @@ class BuildCache:
     def _carefully(self, what: str, work: Callable[[], None]) -> None:
         try:
             work()
+            return
         except cache.Unusable as error:
-            self.say(f"Warning: the cache is not {what}: {error}")
+            why = str(error)
         except (BuildProblem, InfraProblem, NotFound, Unavailable) as error:
-            self.say(f"Warning: the cache is not {what}: {error.message}")
+            why = error.message
+        self.say(f"Warning: the cache is not {what}: {why}")
+        self._note_use(used=False, says=why)
+
+    def _note_use(self, *, used: bool, says: str) -> None:
+        if self._is_found:
+            self.uses.append(CacheUse(used=used, says=says[:1000]))
+        self._is_found = False
 
 
 def _stack(hit: CacheHit) -> tuple[CacheLayer, ...]:

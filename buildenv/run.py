@@ -29,6 +29,7 @@ from millrace import clock
 from millrace.contract import (
     ArtifactReport,
     CacheReport,
+    CacheUse,
     Claim,
     ExportedVariable,
     PhaseContext,
@@ -121,6 +122,7 @@ class Result:
     exit_code: int | None = None
     artifacts: tuple[ArtifactReport, ...] = ()
     caches: tuple[CacheReport, ...] = ()
+    cache_uses: tuple[CacheUse, ...] = ()
     resolved_source_version: str | None = None
     exported_variables: tuple[ExportedVariable, ...] = ()
 
@@ -259,6 +261,7 @@ class _Attempt:
             exit_code=self._progress.exit_code,
             artifacts=tuple(self._progress.artifacts) if verdict in (Verdict.SUCCEEDED, Verdict.FAILED) else (),
             caches=tuple(self._progress.caches) if verdict is Verdict.SUCCEEDED else (),
+            cache_uses=tuple(self._cache.uses) if self._cache is not None else (),
             resolved_source_version=self._progress.resolved_version,
             exported_variables=self._progress.exported,
         )

@@ -270,6 +270,13 @@ class CacheReport(Shape):
     base: str | None = Field(default=None, max_length=1200)
 
 
+class CacheUse(Shape):
+    """What became of the cache that answered a query: whether the build had it, and `says` how, or why not."""
+
+    used: bool
+    says: str = Field(max_length=1000)
+
+
 class ArtifactReport(Shape):
     """One object that the attempt uploaded. `name` is what the user sees; `identifier` None means the primary artifact.
 
@@ -317,6 +324,8 @@ class FinishReport(Shape):
     exit_code: int | None = None
     artifacts: tuple[ArtifactReport, ...] = ()
     caches: tuple[CacheReport, ...] = ()
+    cache_uses: tuple[CacheUse, ...] = Field(default=(), max_length=10)
+    """One for each query that was answered with a cache, in their order."""
     log: LogFooter | None = None
     """None where the attempt's process is gone, and nobody knows what it wrote."""
     resolved_source_version: str | None = None

@@ -6,7 +6,7 @@ A build from a fork finds the caches of its namespace, and keeps its own where n
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -163,6 +163,16 @@ def keep(session: Session, build: Build, report: FinishReport) -> None:
                 session.add_all(CacheLayerBelow(entry_id=entry.id, seq=seq, **asdict(layer)) for seq, layer in enumerate(below))
         except sa.exc.IntegrityError:
             continue  # another build was faster: its cache stands
+
+
+def note_uses(attempt: Attempt, uses: Sequence[tuple[bool, str]]) -> None:
+    """Keep with what an attempt asked for what became of each cache that answered: whether it was used, and how, or why not."""
+    lookups = [dict(one) for one in attempt.cache_lookups or ()]
+    answered = [one for one in lookups if "found" in one]
+    for one, (used, says) in zip(reversed(answered), reversed(uses), strict=False):
+        one |= {"used": used, "became": says}
+    if uses:
+        attempt.cache_lookups = lookups
 
 
 def _useless(session: Session, build: Build, item: CacheReport) -> list[str]:

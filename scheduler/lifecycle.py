@@ -278,6 +278,7 @@ def finish(db: Database, build_id: str, attempt_no: int, token_hash: str, report
         if report.resolved_source_version:
             build.resolved_source_version = plain(report.resolved_source_version)[:_MAX_VERSION_CHARS]
         note_phases(session, build, report.phases)
+        caches.note_uses(attempt, [(one.used, plain(one.says)) for one in report.cache_uses])
         build.marks = {**build.marks, **report.marks}
         build.exit_code = report.exit_code
         session.flush()

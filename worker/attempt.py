@@ -119,6 +119,7 @@ def _report(
         exit_code=result.exit_code,
         artifacts=result.artifacts,
         caches=result.caches,
+        cache_uses=result.cache_uses,
         log=footer,
         resolved_source_version=result.resolved_source_version,
         exported_variables=result.exported_variables,

@@ -80,6 +80,10 @@ def cache_explain(session: Session, build_id: str, as_json: bool) -> int:
             named = repr(hit["key"]) if hit["key"] else "the one without a key"
             what = f"{named} by {hit['build']}: {hit['layers']} layer(s), {size(hit['sizeBytes'])}"
             console.print(_text(f"  found {what} ({one['why']})"))
+            if "became" in one:
+                console.print(_text(f"  {'used' if one['used'] else 'NOT used'}: {one['became']}"))
+            else:
+                console.print("  nobody has said what became of it: the attempt has not ended, or was lost")
     for item in found["saved"]:
         named = repr(item["key"]) if item["key"] else "one without a key"
         console.print(_text(f"saved {named}: {size(item['ownBytes'])} of its own, {item['layers']} layer(s)"))

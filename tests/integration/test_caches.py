@@ -5,7 +5,7 @@ import io
 import pytest
 import sqlalchemy as sa
 
-from millrace.contract import CacheQuery, CacheReport
+from millrace.contract import CacheQuery, CacheReport, CacheUse
 from millrace.errors import AttemptFenced, InvalidInput, NotFound
 from millrace.ids import cache_prefix
 from millrace.project import BuildOverrides, WebhookCause
@@ -303,6 +303,24 @@ def test_what_a_build_asked_for_is_kept_with_why(database: Database, settings: S
     layered(database, settings, "", base)
     assert why("") == "the last one that was saved"
     assert why("", can_layer=False) == "it has several layers, and this worker copies caches"
+
+
+def test_what_became_of_what_was_found_is_kept_beside_it(database: Database, settings: Settings) -> None:
+    a_project(database)
+    sized(database, settings, "k", 1)
+    build_id = a_build(database, settings)
+    claim = a_claim(database, settings)
+    token = hash_token(claim.token)
+    for keys in (("none",), ("k",), ("k",)):
+        attempts.find_cache(database, build_id, 1, token, CacheQuery(version=PATHS, keys=keys))
+    uses = (CacheUse(used=False, says="it came with other\x00 bytes"), CacheUse(used=True, says="copied"))
+    lifecycle.finish(database, build_id, 1, token, a_report(Verdict.FAILED, Reason.EXIT_CODE, cache_uses=uses))
+    lookups, _saved = caches.of_build(database, build_id)
+    assert [(one.get("used"), one.get("became")) for one in lookups] == [
+        (None, None),
+        (False, "it came with other\ufffd bytes"),
+        (True, "copied"),
+    ]
 
 
 NONE = ("there is no", "no key", "none of", "it has several")

@@ -1,5 +1,9 @@
 """One attempt against the fake engine: what follows from each way to fail, phase by phase."""
 
+import hashlib
+import io
+import secrets
+import tarfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -10,10 +14,20 @@ from typing import Any
 
 import pytest
 
+from buildenv import cache
 from buildenv.fake_engine import FakeEngine
 from buildenv.parking import Mould
 from buildenv.run import Job, Result, StopSignal, run
-from millrace.contract import CacheHit, CacheQuery, Claim, Grant, GrantRequest, PhaseReport, SecretReference
+from millrace.contract import (
+    LEAST_PART_BYTES,
+    CacheHit,
+    CacheQuery,
+    Claim,
+    Grant,
+    GrantRequest,
+    PhaseReport,
+    SecretReference,
+)
 from millrace.errors import AttemptFenced, BuildProblem, InfraProblem
 from millrace.project import BuildSettings
 from millrace.vocabulary import PhaseType, Reason, StatusType, Verdict
@@ -36,6 +50,9 @@ class Recorder:
         self.on_log: Any = None
         self.kept_secrets: dict[str, str] = {}
         self.asked: CacheQuery | None = None
+        self.hit: CacheHit | None = None
+        self.stored: dict[str, bytes] = {}
+        self.granted: list[GrantRequest] = []
 
     def phase(self, report: PhaseReport) -> None:
         if report.phase_type is self.fence_at:
@@ -56,6 +73,7 @@ class Recorder:
         self.marks.append(name)
 
     def grant(self, request: GrantRequest) -> Grant:
+        self.granted.append(request)
         return Grant(method="PUT", url="/x", key=f"artifacts/{request.name}", expires_in_s=60)
 
     def upload(self, grant: Grant, path: Path, sha256: str, *, brief: bool = False) -> None:
@@ -64,7 +82,7 @@ class Recorder:
         self.uploaded[grant.key] = path.read_bytes()
 
     def download(self, grant: Grant, path: Path, *, brief: bool = False) -> None:
-        raise AssertionError("nothing to download")
+        path.write_bytes(self.stored[grant.key])
 
     def secrets(self, references: Sequence[SecretReference]) -> Mapping[str, str]:
         missing = [one.value for one in references if one.value not in self.kept_secrets]
@@ -74,7 +92,7 @@ class Recorder:
 
     def find_cache(self, query: CacheQuery) -> CacheHit | None:
         self.asked = query
-        return None
+        return self.hit
 
     def statuses(self) -> dict[str, str | None]:
         return {name.value: report.status.value if report.status else None for name, report in self.phases.items()}
@@ -361,6 +379,51 @@ def test_a_cache_that_the_store_cannot_give_costs_nothing_but_a_line(tmp_path: P
     assert recorder.asked.keys == ("k-1",)
     assert b"Warning: the cache is not saved: the object store is away" in recorder.text
     assert result.caches == ()
+
+
+def test_what_became_of_a_cache_that_was_found_is_told(tmp_path: Path, recorder: Recorder) -> None:
+    spec = HEAD + "  build:\n    commands: [mkdir -p c, echo x > c/f]\ncache:\n  paths: [c/f]\n"
+    for name in ("first", "second", "third"):
+        (tmp_path / name).mkdir()
+    first = carried(tmp_path / "first", recorder, spec, cache={"type": "S3"}, artifacts={"type": "NO_ARTIFACTS"})
+    (saved,) = first.caches
+    assert first.cache_uses == ()
+    (recorder.stored[saved.object_key],) = (data for key, data in recorder.uploaded.items() if key == saved.object_key)
+    grant = Grant(method="GET", url="/x", key=saved.object_key, expires_in_s=60)
+    hit = {"size_bytes": saved.size_bytes, "sha256": saved.sha256, "build_id": BUILD_ID, "grant": grant}
+    recorder.hit = CacheHit(key="", exact=True, **hit)
+    second = carried(tmp_path / "second", recorder, spec, cache={"type": "S3"}, artifacts={"type": "NO_ARTIFACTS"})
+    (use,) = second.cache_uses
+    assert use.used and use.says.startswith(f"copied 1 file(s), {saved.size_bytes} bytes in ")
+    recorder.stored[saved.object_key] = b"spoilt"
+    third = carried(tmp_path / "third", recorder, spec.replace("echo x", "false"), cache={"type": "S3"})
+    assert third.verdict is Verdict.FAILED
+    assert [(use.used, use.says) for use in third.cache_uses] == [(False, "it came with other bytes than were stored")]
+
+
+def test_a_large_cache_is_sent_in_parts(tmp_path: Path, recorder: Recorder) -> None:
+    """What it found is large, and is saved again beside what it made."""
+    spec = HEAD + "  build:\n    commands: [mkdir -p c, echo x > c/g]\ncache:\n  paths: ['c/*']\n"
+    info = tarfile.TarInfo("c/f")
+    info.size = 2 * LEAST_PART_BYTES
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as tar:
+        tar.addfile(info, io.BytesIO(secrets.token_bytes(info.size)))
+    paths = cache.Paths(patterns=("c/*",), source_inside="/src")
+    made = cache.pack(paths, lambda _path: iter([body.getvalue()]), tmp_path / "made", max_bytes=10**8, say=lambda _text: None)
+    assert made is not None
+    recorder.stored["k"] = made.path.read_bytes()
+    grant = Grant(method="GET", url="/x", key="k", expires_in_s=60)
+    recorder.hit = CacheHit(key="", exact=True, size_bytes=made.size_bytes, sha256=made.sha256, build_id=BUILD_ID, grant=grant)
+    wanted = job(tmp_path, spec, cache={"type": "S3"}, artifacts={"type": "NO_ARTIFACTS"})
+    wanted = replace(wanted, part_bytes=LEAST_PART_BYTES, max_artifact_bytes=10**8)
+    with ExitStack() as later:
+        (saved,) = run(wanted, FakeEngine({}), recorder, recorder, StopSignal(), later).caches
+    (request,) = (one for one in recorder.granted if one.kind == "cache")
+    data, size = recorder.uploaded[saved.object_key], request.part_bytes or 0
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    assert request.parts == tuple(hashlib.md5(part, usedforsecurity=False).hexdigest() for part in parts)
+    assert len(parts) == 3
 
 
 @pytest.mark.parametrize(("action", "asks", "saves"), [("restore", True, False), ("save", False, True)])
