@@ -54,7 +54,7 @@ _UNITS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
     "--boot-time", "boot_s", type=_OF_WORKERS["boot-time"][1], help="Seconds until a worker that was asked for is there."
 )
 @click.option("--cost", type=_OF_WORKERS["cost"][1], default=0, help="Price of a worker for an hour, in any currency.")
-@click.option("--every", "every_s", type=_OF_WORKERS["every"][1], default=5, help="Seconds between decisions.")
+@click.option("--every", "every_s", type=_OF_WORKERS["every"][1], default=1, help="Seconds between decisions.")
 @click.option("--seed", type=int, default=1, help="Which of the made-up loads of this kind.")
 @click.option(
     "--what-if", "what_if", multiple=True, metavar="OPTION=VALUE[,VALUE]...", help="Try these, too; may be given several times."

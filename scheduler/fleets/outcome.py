@@ -16,7 +16,7 @@ class Setting:
     slots: int = 2
     boot_s: float = 30.0
     cost: float = 0.0
-    every_s: float = 5.0
+    every_s: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,9 @@
 """What a fleet would do: a load is replayed, event by event, through the very `decide` that runs live. Pure; no time passes.
 
-Workers come `boot_s` after they were asked for, take builds first come, first served, and leave as live ones do: those that
-are idle go at once, the one that has been idle for longest first; one that is busy takes nothing more and goes when its last
-build has ended. The policy is asked every `every_s`, and is told the medians of what it has seen by then, as the live one is.
+Workers come `boot_s` after they were asked for, take builds first come, first served, and leave as live ones do
+(`scheduler.fleets.plan`): those that are idle go at once, the one that has been idle for longest first; one that is busy takes
+nothing more and goes when its last build has ended; one that boots is let come first. The policy is asked every `every_s`, and is
+told the medians of what it has seen by then.
 """
 
 import heapq
@@ -18,8 +19,11 @@ from scheduler.fleets.loads import Trace
 from scheduler.fleets.outcome import Moment, Result, Setting, point
 from scheduler.fleets.policy import Load, Memory, decide
 
-SEEN: Final = 100
-"""Medians are those of so many builds, and of so many boots, the last ones."""
+BUILDS_SEEN: Final = 50
+BOOTS_SEEN: Final = 20
+"""Medians are those of so many, the last ones (as in `scheduler.fleets.observe`)."""
+_WARM_EVERY_S: Final = 10.0
+"""How often it is looked at the clock of warm hours, where nothing else happens."""
 
 
 def simulate(trace: Trace, setting: Setting) -> Result:
@@ -52,14 +56,15 @@ class _Worker:
 class _Middle:
     """The median of the last ones that were added."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._last: deque[float] = deque()
         self._ordered: list[float] = []
 
     def add(self, value: float) -> None:
         self._last.append(value)
         insort(self._ordered, value)
-        if len(self._last) > SEEN:
+        if len(self._last) > self._most:
             del self._ordered[bisect_left(self._ordered, self._last.popleft())]
 
     def median(self) -> float | None:
@@ -83,8 +88,8 @@ class _Run:
         self._memory = Memory()
         self._wanted = 0
         self._waits: list[float] = [0.0] * len(trace.arrivals)
-        self._lengths = _Middle()
-        self._boots = _Middle()
+        self._lengths = _Middle(BUILDS_SEEN)
+        self._boots = _Middle(BOOTS_SEEN)
         self._running = 0
         self._ready = 0
         self._draining = 0
@@ -95,7 +100,7 @@ class _Run:
         arrivals = self._trace.arrivals
         for arrival in arrivals:
             self._push(arrival.at_s, _What.ARRIVE)
-        self._push(arrivals[0].at_s, _What.DECIDE)
+        self._push(arrivals[0].at_s // self._setting.every_s * self._setting.every_s, _What.DECIDE)
         arrived = 0
         while self._events:
             at_s, what, _number, length_s, worker = heapq.heappop(self._events)
@@ -133,8 +138,6 @@ class _Run:
         self._pushed += 1
 
     def _join(self, worker: _Worker) -> None:
-        if worker not in self._workers:  # it was sent away before it came
-            return
         worker.ready_s = worker.idle_since_s = self._now_s
         self._ready += 1
         self._boots.add(self._now_s - worker.started_s)
@@ -190,11 +193,10 @@ class _Run:
             self._workers.append(worker)
             self._started += 1
             self._push(self._now_s + self._setting.boot_s, _What.READY, worker=worker)
-        for worker in sorted(staying, key=_goes_first)[: max(0, len(staying) - decision.wanted)]:
+        for worker in sorted(ready, key=_goes_first)[: max(0, len(ready) - decision.wanted)]:
             worker.leaving = True
             self._draining += 1
-            if worker.ready_s is not None:
-                self._ready -= 1
+            self._ready -= 1
             if not worker.busy:
                 self._leave(worker)
 
@@ -212,13 +214,23 @@ class _Run:
         return len(self._memory.recent) <= 1
 
     def _next_look_s(self) -> float:
-        """When it is decided next. Moments at which nothing can have changed are passed over, but the last before something does:
-        it counts since when fewer are wanted."""
-        every_s = self._setting.every_s
-        if self._events and not self._queue and not self._setting.scaling.warm and self._is_still():
-            last = math.ceil(self._events[0][0] / every_s) - 1
-            return max(self._now_s + every_s, last * every_s)
-        return self._now_s + every_s
+        """When it is decided next: after `every_s`, but moments at which nothing can have changed are passed over.
+
+        Between two events the load changes only by how long builds have waited, which counts only against a target. What else
+        can change is that a worker has stayed for long enough, and warm hours. The last look before an event stays: what is
+        wanted then keeps workers from then on.
+        """
+        every_s, scaling = self._setting.every_s, self._setting.scaling
+        soonest_s = self._now_s + every_s
+        if (self._queue and scaling.target_wait_s) or not self._events:
+            return soonest_s
+        until_s = (math.ceil(self._events[0][0] / every_s) - 1) * every_s
+        if not self._is_still():
+            stays_until_s = (self._memory.recent[0][0] - self._trace.start_ms) / 1000 + scaling.shrink_after_s
+            until_s = min(until_s, math.ceil(stays_until_s / every_s) * every_s)
+        if scaling.warm:
+            until_s = min(until_s, self._now_s + max(every_s, _WARM_EVERY_S))
+        return max(soonest_s, until_s)
 
     def _note(self) -> None:
         moment = Moment(
@@ -234,8 +246,6 @@ class _Run:
         self._moments.append(moment)
 
 
-def _goes_first(worker: _Worker) -> tuple[int, int, float]:
-    """Who leaves first: the one that has been idle for longest, then one that has not come yet, then the least busy."""
-    if worker.ready_s is None:
-        return 1, 0, -worker.started_s
-    return (2, worker.busy, worker.started_s) if worker.busy else (0, 0, worker.idle_since_s)
+def _goes_first(worker: _Worker) -> tuple[int, float]:
+    """Who leaves first: the least busy, of the idle ones the one that has been so for longest."""
+    return worker.busy, worker.idle_since_s
