@@ -205,6 +205,11 @@ class Settings(BaseSettings):
         ),
     ] = 120
     drain_s: Annotated[float, Field(ge=0, description="Seconds that a leaving worker gives its builds.")] = 60
+    notices: Annotated[
+        Literal["off", "ec2"],
+        Field(description="Who tells a worker that its machine goes, beside SIGTERM: `ec2`, the metadata of EC2, or nobody."),
+    ] = "off"
+    metadata_url: Annotated[str, Field(description="Address of that metadata.")] = "http://169.254.169.254"
 
     log_format: Annotated[Literal["auto", "json", "console"], Field(description="Form of the farm's own log.")] = "auto"
     log_level: Annotated[

@@ -22,6 +22,7 @@ from worker.headroom import lack_of_room
 from worker.janitor import Janitor
 from worker.leaving import Leaving
 from worker.lot import Lot
+from worker.notices import Metadata, Notice, Notices
 from worker.nursery import Nursery
 from worker.order import make_park_order
 from worker.slots import Slots
@@ -102,6 +103,9 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     )
     threading.Thread(target=watchdog.watch, args=(leaving.begun,), name="watchdog", daemon=True).start()
     threading.Thread(target=_listen, args=(celery, settings), name="bell", daemon=True).start()
+    if settings.notices == "ec2":
+        notices = Notices(Metadata(settings.metadata_url), lambda notice: _heed(notice, leaving, settings.drain_s))
+        threading.Thread(target=notices.watch, args=(threading.Event(),), name="notices", daemon=True).start()
     leaving.begun.wait()
     slots.drain()
     lot.close()
@@ -110,6 +114,11 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
     control.close()
     log.info("worker.stopped", worker_id=worker_id)
     return 0
+
+
+def _heed(notice: Notice, leaving: Leaving, drain_s: float) -> None:
+    """The machine goes: leave, as after a signal or sooner."""
+    leaving.ask(notice.why, drain_s if notice.builds_within_s is None else min(drain_s, notice.builds_within_s))
 
 
 def prune_mirrors(settings: Settings) -> int:

@@ -29,6 +29,8 @@ IDLE_POLL_S: Final = 10.0
 """A free slot asks for work this often even when no bell rings, so that a lost message or a dead Redis only costs time."""
 _HOST_S: Final = 15.0
 """How long what the engine said of its host holds: it is asked anew with each poll, so that no claim has to wait for it."""
+_END_S: Final = 45.0
+"""How long attempts that were told to hand their builds back have for it, before they are killed."""
 _LOOK_S: Final = 0.2
 """How soon a worker that is leaving sees that it is to leave faster."""
 
@@ -59,6 +61,8 @@ class Slots:
         self._changed = threading.Condition()
         self._running: dict[tuple[str, int], _Running] = {}
         self._leaving: dict[tuple[str, int], _Running] = {}
+        self._killed: set[str] = set()
+        """The places of attempts that did not end in time when this worker left."""
         self._draining = False
         self._trouble = ""
         self.turned_s = self.heard_s = time.monotonic()
@@ -129,12 +133,13 @@ class Slots:
             left = [*self._running.values(), *self._leaving.values()]
         for running_one in left:
             running_one.child.signal(signal.SIGTERM)
-        if self._await_end(45):
+        if self._await_end(_END_S):
             return
         with self._changed:
             left = [*self._running.values(), *self._leaving.values()]
         for running_one in left:
             log.error("attempt.killed", build_id=running_one.claim.build_id, attempt_no=running_one.claim.attempt_no)
+            self._killed.add(running_one.place)
             running_one.child.signal(signal.SIGKILL)
         self._await_end(10)
 
@@ -247,7 +252,8 @@ class Slots:
             self._seen = None
             log.warning("attempt.lost", build_id=claim.build_id, attempt_no=claim.attempt_no, place=running.place)
             self._clear(running.place)
-            self._hand_back(claim, "its report was not taken" if said else "it ended without a word")
+            how = "its report was not taken" if said else "it ended without a word"
+            self._hand_back(claim, how, Reason.WORKER_SHUTDOWN if running.place in self._killed else Reason.WORKER_LOST)
         with self._changed:
             self._running.pop(key, None)
             self._leaving.pop(key, None)
@@ -260,10 +266,10 @@ class Slots:
         except MillraceError as error:
             log.warning("janitor.failed", why=error.message)
 
-    def _hand_back(self, claim: Claim, how: str) -> None:
+    def _hand_back(self, claim: Claim, how: str, reason: Reason = Reason.WORKER_LOST) -> None:
         report = FinishReport(
             verdict=Verdict.HANDED_BACK,
-            reason=Reason.WORKER_LOST,
+            reason=reason,
             message=f"the process of attempt {claim.attempt_no} is lost: {how}",
         )
         control = AttemptControl(self._settings.api, claim.build_id, claim.attempt_no, claim.token)
