@@ -53,6 +53,8 @@ def diagnose(settings: Settings, purpose: str) -> list[Finding]:
         findings.append(_program("openssl", "openssl", "openssl", "version"))
         findings.append(_sshd())
         findings.append(_program("busybox", "busybox", "busybox-static", "--help"))
+        findings.append(_program("shellcheck", "shellcheck", "shellcheck", "--version"))
+        findings.append(_program("systemd-analyze", "systemd-analyze", "systemd", "--version"))
     return findings
 
 
