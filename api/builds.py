@@ -23,6 +23,8 @@ _OVERRIDES: Final = {
     "location": "sourceLocationOverride",
     "auth": "sourceAuthOverride",
     "compute_type": "computeTypeOverride",
+    "compute_configuration": "computeConfigurationOverride",
+    "worker_labels": "workerLabelsOverride",
     "environment_variables": "environmentVariablesOverride",
     "secondary_sources": "secondarySourcesOverride",
     "secondary_artifacts": "secondaryArtifactsOverride",

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from millrace.fleet import Label
+from millrace.need import Label
 from millrace.project import BuildSettings, Shape
 from millrace.vocabulary import PhaseType, Reason, StatusType, Verdict
 
@@ -57,8 +57,8 @@ class ClaimRequest(Shape):
     """What keeps it from claiming, for people; `free_slots` is 0 then, and so it is where it drains or goes."""
     generation: int | None = Field(default=None, ge=1)
     """The generation of its fleet that it was started in; None where no fleet's provider started it."""
-    cpus: float | None = Field(default=None, gt=0)
-    memory_bytes: int | None = Field(default=None, ge=0)
+    cpus: float | None = Field(default=None, gt=0, le=100_000)
+    memory_bytes: int | None = Field(default=None, ge=0, le=2**60)
     """What it has for builds; None: its slots alone bound them."""
     labels: tuple[Label, ...] = Field(default=(), max_length=50)
     only: str | None = Field(default=None, max_length=200)

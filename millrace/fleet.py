@@ -13,11 +13,10 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from millrace.need import Label
 from millrace.project import Shape
 
 FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-LABEL: Final = r"^[A-Za-z0-9][A-Za-z0-9._=/-]{0,62}$"
-Label = Annotated[str, StringConstraints(pattern=LABEL)]
 Clock = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 MOST_WORKERS: Final = 1000
 

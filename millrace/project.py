@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.alias_generators import to_camel
 
 from millrace.ids import PROJECT_NAME
-from millrace.vocabulary import COMPUTE_TYPES, GIT_SOURCES, ArtifactPackaging, ArtifactsType, SourceType
+from millrace.need import GIB, Label, Need
+from millrace.vocabulary import (
+    ATTRIBUTE_BASED,
+    COMPUTE_TYPES,
+    CUSTOM_INSTANCE,
+    GIT_SOURCES,
+    ArtifactPackaging,
+    ArtifactsType,
+    SourceType,
+)
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _IMAGE = re.compile(
@@ -205,15 +214,36 @@ class ProjectFleet(_Checked):
     fleet_arn: Text | None = None
 
 
+class ComputeConfiguration(_Checked):
+    """CodeBuild: ComputeConfiguration. `memory` and `disk` are in GiB; `disk` and `machine_type` place nothing."""
+
+    v_cpu: Annotated[int, Field(ge=1, le=1024)] | None = None
+    memory: Annotated[int, Field(ge=1, le=32_768)] | None = None
+    disk: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    machine_type: Literal["GENERAL", "NVME"] | None = None
+    instance_type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,40}$")] | None = None
+
+    def size(self) -> tuple[int, int] | None:
+        """vCPU and memory in GiB. Of one that is not said, so much that there are 2 GiB to a vCPU; None where neither is."""
+        if self.v_cpu is None and self.memory is None:
+            return None
+        return self.v_cpu or -(-(self.memory or 0) // 2), self.memory or 2 * (self.v_cpu or 0)
+
+
 EnvironmentType = Literal["LINUX_CONTAINER", "ARM_CONTAINER", "LINUX_GPU_CONTAINER", "LINUX_EC2", "ARM_EC2"]
 
 
 class ProjectEnvironment(_Checked):
-    """CodeBuild: ProjectEnvironment."""
+    """CodeBuild: ProjectEnvironment, and of our own `worker_labels`: its worker must have them all (docs/placement.md).
+
+    `compute_configuration` counts with the two compute types that need it.
+    """
 
     type: EnvironmentType = "LINUX_CONTAINER"
     image: str
+    compute_configuration: ComputeConfiguration | None = None
     compute_type: str = "BUILD_GENERAL1_SMALL"
+    worker_labels: Annotated[tuple[Label, ...], Field(max_length=10)] | None = None
     environment_variables: tuple[EnvironmentVariable, ...] = ()
     privileged_mode: bool = False
     certificate: Text | None = None
@@ -228,9 +258,16 @@ class ProjectEnvironment(_Checked):
 
     @field_validator("compute_type")
     @classmethod
-    def _compute_type_is_known(cls, compute_type: str) -> str:
-        if compute_type not in COMPUTE_TYPES:
-            raise ValueError(f"unknown compute type {compute_type!r}; known: {', '.join(COMPUTE_TYPES)}")
+    def _compute_type_is_known(cls, compute_type: str, info: ValidationInfo) -> str:
+        known = (*COMPUTE_TYPES, ATTRIBUTE_BASED, CUSTOM_INSTANCE)
+        if compute_type not in known:
+            raise ValueError(f"unknown compute type {compute_type!r}; known: {', '.join(known)}")
+        if "compute_configuration" in info.data:  # else it is wrong itself
+            given: ComputeConfiguration | None = info.data["compute_configuration"]
+            if compute_type == ATTRIBUTE_BASED and (given is None or given.size() is None):
+                raise ValueError(f"{compute_type} needs a computeConfiguration with vCpu, memory (in GiB), or both")
+            if compute_type == CUSTOM_INSTANCE and (given is None or given.instance_type is None):
+                raise ValueError(f"{compute_type} needs a computeConfiguration with instanceType")
         return compute_type
 
     @field_validator("environment_variables")
@@ -239,6 +276,21 @@ class ProjectEnvironment(_Checked):
         if sum(len(v.name) + len(v.value.encode(errors="surrogatepass")) for v in variables) > MAX_ENV_TOTAL_BYTES:
             raise ValueError(f"together are over {MAX_ENV_TOTAL_BYTES} bytes")
         return variables
+
+    @property
+    def need(self) -> Need:
+        """What a build takes of its worker: by its compute type, or what is said in the configuration of the two that need one.
+
+        An instance type is a label, `instance-type=NAME`; without a size beside it, it takes as much as the smallest type.
+        """
+        labels = set(self.worker_labels or ())
+        cpus, memory = COMPUTE_TYPES.get(self.compute_type, COMPUTE_TYPES["BUILD_GENERAL1_SMALL"])
+        if self.compute_type in (ATTRIBUTE_BASED, CUSTOM_INSTANCE) and self.compute_configuration is not None:
+            if (size := self.compute_configuration.size()) is not None:
+                cpus, memory = size[0], size[1] * GIB
+            if self.compute_type == CUSTOM_INSTANCE:
+                labels.add(f"instance-type={self.compute_configuration.instance_type}")
+        return Need(cpu_millis=round(cpus * 1000), memory_bytes=memory, labels=frozenset(labels))
 
 
 def check_image(image: str) -> str:
@@ -456,6 +508,8 @@ class BuildOverrides(_Checked):
     environment_type_override: EnvironmentType | None = None
     image_override: str | None = None
     compute_type_override: str | None = None
+    compute_configuration_override: ComputeConfiguration | None = None
+    worker_labels_override: Annotated[tuple[Label, ...], Field(max_length=10)] | None = None
     certificate_override: Text | None = None
     privileged_mode_override: bool | None = None
     registry_credential_override: RegistryCredential | None = None
@@ -504,6 +558,8 @@ _OF_ENVIRONMENT = {
     "type": "environment_type_override",
     "image": "image_override",
     "compute_type": "compute_type_override",
+    "compute_configuration": "compute_configuration_override",
+    "worker_labels": "worker_labels_override",
     "certificate": "certificate_override",
     "privileged_mode": "privileged_mode_override",
     "registry_credential": "registry_credential_override",

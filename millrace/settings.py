@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from millrace import failpoints
 from millrace.errors import FieldProblem, InvalidInput
-from millrace.fleet import Label
+from millrace.need import Label
 
 
 class Settings(BaseSettings):

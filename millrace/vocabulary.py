@@ -198,3 +198,7 @@ COMPUTE_TYPES: Final[dict[str, tuple[float, int]]] = {
     "BUILD_GENERAL1_2XLARGE": (72, 144 * GIB),
 }
 """vCPU and memory in bytes of each compute type (CodeBuild: build environment compute types). A worker caps them to its host."""
+
+ATTRIBUTE_BASED: Final = "ATTRIBUTE_BASED_COMPUTE"
+CUSTOM_INSTANCE: Final = "CUSTOM_INSTANCE_TYPE"
+"""The compute types whose size stands in `computeConfiguration`."""

@@ -10,7 +10,6 @@ from millrace.contract import Claim
 from millrace.log import LogFormat
 from millrace.project import Shape
 from millrace.settings import Settings
-from millrace.vocabulary import COMPUTE_TYPES
 
 
 class ParkOrder(Shape):
@@ -71,11 +70,11 @@ def make_park_order(place: str, mould: Mould | None, worker_id: str, settings: S
 def mould_of(claim: Claim, host: EngineInfo, settings: Settings) -> Mould:
     """What the container of `claim` is like on this worker."""
     environment = claim.settings.environment
-    cpus, memory = COMPUTE_TYPES[environment.compute_type]
+    need = environment.need
     return Mould(
         image=images.resolve_alias(environment.image),
-        cpus=min(cpus, host.cpus),
-        memory_bytes=min(settings.memory_bytes or memory, host.memory_bytes),
+        cpus=min(need.cpu_millis / 1000, host.cpus),
+        memory_bytes=min(settings.memory_bytes or need.memory_bytes, host.memory_bytes),
         pids=settings.pids_limit,
         network=settings.network,
         ca_bundle=settings.ca_bundle or host_bundle(),
