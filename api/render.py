@@ -7,6 +7,7 @@ from millrace.ids import container_name, uuid_of
 from millrace.project import ProjectArtifacts
 from millrace.settings import Settings
 from millrace.vocabulary import ArtifactsType, BuildState, StatusType
+from scheduler.foresight import Like
 from scheduler.leases import build_arn
 from scheduler.projects import ProjectRecord
 from scheduler.queries import ArtifactRecord, BuildRecord, PhaseRecord
@@ -190,10 +191,28 @@ def _logs(record: BuildRecord, settings: Settings) -> dict[str, Any]:
     }
 
 
+def _like(like: Like) -> dict[str, Any]:
+    """What a worker is like; None of a number: it does not matter, or bounds nothing."""
+    cpu_millis = like.offer.cpu_millis
+    return {
+        "cpus": None if cpu_millis is None else cpu_millis / 1000,
+        "memoryBytes": like.offer.memory_bytes,
+        "labels": sorted(like.offer.labels),
+        "slots": like.slots,
+    }
+
+
 def waiting(found: Waiting, *, only_project: str | None) -> dict[str, Any]:
     """Why a build waits. Builds of other projects than `only_project` are counted, and not named."""
     limits = [
-        {"limit": bound.limit.value, "says": bound.says, "lift": bound.lift, "needs": bound.needs} for bound in found.limits
+        {
+            "limit": bound.limit.value,
+            "says": bound.says,
+            "lift": bound.lift,
+            "needs": bound.needs,
+            "moreWorkers": None if bound.like is None else {"count": bound.more, **_like(bound.like)},
+        }
+        for bound in found.limits
     ]
     return {
         "buildId": found.build_id,

@@ -1,5 +1,7 @@
 """Whose turn it is: which waiting build of a fleet is claimed next. Pure; `scheduler.leases` claims by it.
 
+What fits a worker, and what then happens to turns, is told in `scheduler.placement`.
+
 Between projects: the highest level first; of one level, the project that holds the fewest slots for its weight; of these, the
 one that was served longest ago, by a clock that runs slower the higher the weight. Inside a project: the highest level and
 priority, then the lowest build number. Every `FAIR_TURN`th claim of a fleet is a fair one: it looks at no level and no priority,
@@ -18,9 +20,10 @@ UNIT: Final = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """A project with builds that may be claimed now: what it holds of this fleet, and the build that it would have claimed.
+    """Builds of a project and of one need that may be claimed now: what the project holds of this fleet, and the first of them.
 
-    `served` is where the fleet's clock stands for it, 0 where it was never served. `queued_ms` is by the database's clock.
+    `served` is where the fleet's clock stands for the project, 0 where it was never served. `queued_ms` is by the database's
+    clock; `need`, `rank`, `number` and `passed_ms` are as in `scheduler.models.Build`.
     """
 
     project: str
@@ -30,6 +33,10 @@ class Lane:
     build_id: str
     level: int
     queued_ms: int
+    need: str = ""
+    rank: int = 0
+    number: int = 0
+    passed_ms: int | None = None
 
 
 def is_fair(turn: int) -> bool:
@@ -44,7 +51,20 @@ def choose(lanes: Iterable[Lane], *, fair: bool) -> Lane | None:
         level = 0 if fair else -lane.level
         return level, lane.running / lane.weight, lane.served, lane.queued_ms, lane.project
 
-    return min(lanes, key=rank, default=None)
+    return min(heads(lanes, fair=fair), key=rank, default=None)
+
+
+def heads(lanes: Iterable[Lane], *, fair: bool) -> list[Lane]:
+    """Of each project the lane whose first build comes first."""
+
+    def place(lane: Lane) -> tuple[int, int]:
+        return 0 if fair else lane.rank, lane.number
+
+    found: dict[str, Lane] = {}
+    for lane in lanes:
+        if place(lane) < place(found.setdefault(lane.project, lane)):
+            found[lane.project] = lane
+    return list(found.values())
 
 
 def serve(served: int, weight: int, clock: int) -> tuple[int, int]:

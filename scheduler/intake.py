@@ -15,10 +15,11 @@ from millrace.log import get_logger
 from millrace.project import BuildOverrides, BuildSettings, ProjectSettings, WebhookCause, effective
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState
+from scheduler import placement
 from scheduler.db import Database, now_ms
 from scheduler.lifecycle import repeated, supersede
 from scheduler.models import Build, Idempotency, Project
-from scheduler.queue import Origin, enqueue, line_of
+from scheduler.queue import Origin, enqueue, fleet_of, line_of
 from scheduler.states import TERMINAL
 
 log = get_logger(__name__)
@@ -92,6 +93,7 @@ def queue(session: Session, request: BuildRequest, settings: Settings) -> Build:
         max_attempts=settings.max_attempts,
         line=line_of(wanted) if request.cause is None else request.line,
     )
+    placement.refuse_misfit(session, fleet_of(wanted), wanted.environment)
     if settings.concurrency_overflow == "reject":
         _refuse_overflow(session, project)
     build = enqueue(session, project, wanted, origin)
@@ -123,7 +125,9 @@ def retry(db: Database, request: RetryRequest, settings: Settings) -> Submitted:
             retry_of=build.id,
         )
         try:
-            return enqueue(session, project, repeated(build), origin)
+            wanted = repeated(build)
+            placement.refuse_misfit(session, fleet_of(wanted), wanted.environment)
+            return enqueue(session, project, wanted, origin)
         except ValidationError as error:
             raise Conflict(
                 f"build {build.id} was made by another release, whose settings this one cannot read", hint="Start a new build."

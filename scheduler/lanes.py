@@ -1,19 +1,20 @@
-"""The waiting builds of a fleet, a lane for each project. What is read here costs the same however many wait."""
+"""The waiting builds of a fleet, a lane for each project and need. What is read here costs the same however many wait."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from millrace.need import Need
 from millrace.settings import Settings
 from scheduler.fairness import Lane
 from scheduler.models import IS_HELD, IS_QUEUED, Build, Fleet, Project, Served, Turn
 
 BEST = (Build.rank, Build.number)
 OLDEST = (Build.number,)
-"""The two orders in which a project's builds wait."""
+"""The two orders in which the builds of a lane wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,52 +67,93 @@ def limits_of(session: Session, fleet: str, settings: Settings) -> Limits:
 
 
 def turn_of(session: Session, fleet: str) -> Turn:
-    """The fleet's count of claims and its clock."""
-    return session.get(Turn, fleet) or Turn(fleet=fleet, claims=0, clock=0)
+    """The fleet's counts of claims and its clock."""
+    return session.get(Turn, fleet) or Turn(fleet=fleet, claims=0, clock=0, offers={})
 
 
 def may_start(now: int) -> sa.ColumnElement[bool]:
-    """Of a waiting build: nothing but its turn and the limits keeps it."""
+    """Of a waiting build: nothing but its turn, its need and the limits keeps it."""
     return sa.and_(Build.not_before_ms <= now, Build.cancel_requested_ms.is_(None), Build.queue_deadline_ms > now)
 
 
-def read_lanes(session: Session, fleet: str, load: Load, now: int, *, fair: bool, without: Iterable[str] = ()) -> list[Lane]:
-    """The projects that may have a build claimed now, each with its oldest build where `fair`, else its best one.
+def waiting_needs(session: Session, fleet: str) -> dict[str, Need]:
+    """What the waiting builds of the fleet need, each kind once, by its key. As many rows are read as there are kinds."""
+    keys = session.scalars(sa.select(_steps(Build.need, "need_step", Build.fleet == fleet).c.value))
+    return {key: need for key in keys if key is not None and (need := Need.parse(key)) is not None}
 
-    Projects at their limit are left out, and those in `without`. As many rows are read as projects wait.
+
+def read_lanes(
+    session: Session, fleet: str, load: Load, now: int, needs: Collection[str], *, fair: bool, without: Iterable[str] = ()
+) -> list[Lane]:
+    """For each project that may have a build of these needs claimed now, and each need: the oldest one if `fair`, else the best.
+
+    Projects at their limit are left out, and those in `without`. As many rows are read as projects wait, for each need.
     """
-    waiting = waiting_projects(fleet)
+    if not needs:
+        return []
+    waiting = waiting_projects(fleet, needs)
     head = (
         sa.select(Build.id)
-        .where(IS_QUEUED, Build.fleet == fleet, Build.project_name == waiting.c.project, may_start(now))
+        .where(
+            IS_QUEUED,
+            Build.fleet == fleet,
+            Build.need == waiting.c.need,
+            Build.project_name == waiting.c.project,
+            may_start(now),
+        )
         .order_by(*(OLDEST if fair else BEST))
         .limit(1)
         .correlate(waiting)
         .scalar_subquery()
     )
-    best = sa.select(waiting.c.project, head.label("build_id")).where(waiting.c.project.is_not(None)).cte("best")
+    heads = sa.select(head.label("build_id")).select_from(waiting).where(waiting.c.project.is_not(None)).cte("heads")
+    skipped = frozenset(without)
+    return [lane for lane in _lanes(session, fleet, load, heads) if lane.project not in skipped]
+
+
+def read_lane(session: Session, fleet: str, load: Load, now: int, build_id: str) -> Lane | None:
+    """The lane of this very build, as if it were the first of it; None where it may not be claimed now."""
+    only = sa.select(Build.id.label("build_id")).where(IS_QUEUED, Build.fleet == fleet, Build.id == build_id, may_start(now))
+    return next(iter(_lanes(session, fleet, load, only.cte("heads"))), None)
+
+
+def _lanes(session: Session, fleet: str, load: Load, heads: sa.CTE) -> list[Lane]:
+    """The lanes of these builds, but for those of projects at their limit."""
     rows = session.execute(
         sa.select(
-            Project.name, Project.weight, Project.concurrent_build_limit, Served.clock, Build.id, Build.level, Build.queued_ms
+            Project.name,
+            Project.weight,
+            Project.concurrent_build_limit,
+            Served.clock,
+            Build.id,
+            Build.level,
+            Build.queued_ms,
+            Build.need,
+            Build.rank,
+            Build.number,
+            Build.passed_ms,
         )
-        .select_from(best)
-        .join(Build, Build.id == best.c.build_id)
-        .join(Project, Project.name == best.c.project)
-        .outerjoin(Served, sa.and_(Served.fleet == fleet, Served.project_name == best.c.project))
+        .select_from(heads)
+        .join(Build, Build.id == heads.c.build_id)
+        .join(Project, Project.name == Build.project_name)
+        .outerjoin(Served, sa.and_(Served.fleet == fleet, Served.project_name == Project.name))
     )
-    skipped = frozenset(without)
     return [
         Lane(
-            project=project,
-            weight=weight,
-            running=load.here.get(project, 0),
-            served=served or 0,
-            build_id=build_id,
-            level=level,
-            queued_ms=queued_ms,
+            project=row.name,
+            weight=row.weight,
+            running=load.here.get(row.name, 0),
+            served=row.clock or 0,
+            build_id=row.id,
+            level=row.level,
+            queued_ms=row.queued_ms,
+            need=row.need,
+            rank=row.rank,
+            number=row.number,
+            passed_ms=row.passed_ms,
         )
-        for project, weight, limit, served, build_id, level, queued_ms in rows
-        if project not in skipped and (limit is None or load.by_project.get(project, 0) < limit)
+        for row in rows
+        if row.concurrent_build_limit is None or load.by_project.get(row.name, 0) < row.concurrent_build_limit
     ]
 
 
@@ -120,10 +162,19 @@ def waiting_fleets(session: Session) -> list[str]:
     return list(session.scalars(sa.select(_steps(Build.fleet, "fleet_step").c.value).where(sa.text("value IS NOT NULL"))))
 
 
-def waiting_projects(fleet: str) -> sa.Subquery:
-    """The projects that have builds waiting for the fleet: `waiting.project`, and a NULL."""
-    steps = _steps(Build.project_name, "project_step", Build.fleet == fleet)
-    return sa.select(steps.c.value.label("project")).subquery("waiting")
+def waiting_projects(fleet: str, needs: Collection[str]) -> sa.Subquery:
+    """The projects with builds of these needs that wait for the fleet: `waiting.need` and `waiting.project`, or NULL for that.
+
+    Found by one step through the index for each, the steps of all needs side by side.
+    """
+    kinds = sa.union_all(*(sa.select(sa.literal(need, sa.String).label("need")) for need in sorted(needs))).subquery("kinds")
+    least = sa.select(Build.project_name).where(IS_QUEUED, Build.fleet == fleet).order_by(Build.project_name).limit(1)
+    first = sa.select(
+        kinds.c.need, least.where(Build.need == kinds.c.need).correlate(kinds).scalar_subquery().label("project")
+    ).cte("project_step", recursive=True)
+    following = least.where(Build.need == first.c.need, Build.project_name > first.c.project).correlate(first).scalar_subquery()
+    steps = first.union_all(sa.select(first.c.need, following).where(first.c.project.is_not(None)))
+    return sa.select(steps.c.need, steps.c.project).subquery("waiting")
 
 
 def _steps(column: sa.orm.InstrumentedAttribute[str], name: str, *where: sa.ColumnElement[bool]) -> sa.CTE:

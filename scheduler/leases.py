@@ -12,13 +12,15 @@ from millrace.contract import OLDEST_PROTOCOL, PROTOCOL, Claim, ClaimRequest, Re
 from millrace.errors import InvalidInput, Unavailable
 from millrace.ids import new_secret
 from millrace.log import get_logger
+from millrace.need import Offer
 from millrace.project import BuildSettings
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
-from scheduler import fairness, lanes
+from scheduler import fairness, lanes, placement
 from scheduler.db import Database, now_ms
+from scheduler.fairness import Lane
 from scheduler.lifecycle import MAX_BACKOFF_MS, apply, end_attempt, give_back, held, phase_retries, stopped_message, time_out
-from scheduler.models import IS_HELD, IS_QUEUED, Attempt, Build, Instance, Outbox, Phase, Project, Served, Turn, Worker
+from scheduler.models import IS_HELD, Attempt, Build, Instance, Outbox, Phase, Served, Turn, Worker
 from scheduler.states import HELD, BuildEvent
 
 log = get_logger(__name__)
@@ -61,7 +63,11 @@ def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | No
             return None
         if not db.is_sqlite:  # claims queue up behind one another, so that limits and shares are counted, not guessed
             session.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
-        claimed = _next(session, request, settings) if request.only is None else _only(session, request.only, request, settings)
+        claimed = (
+            _next(session, worker, request, settings)
+            if request.only is None
+            else _only(session, worker, request.only, request, settings)
+        )
         if claimed is not None:
             worker.idle_since_ms = None
         return claimed
@@ -77,17 +83,21 @@ def leave_why(db: Database, worker_id: str) -> str:
     return "" if why is None else why or "its fleet is to have fewer workers"
 
 
-def _next(session: Session, request: ClaimRequest, settings: Settings) -> Claim | None:
+def _next(session: Session, worker: Worker, request: ClaimRequest, settings: Settings) -> Claim | None:
     fleet = request.fleet
     load = lanes.load_of(session, fleet)
     if not lanes.limits_of(session, fleet, settings).leave_room(load):
         return None
     now: int = session.execute(sa.select(now_ms())).scalar_one()
-    turn = lanes.turn_of(session, fleet)
-    fair = fairness.is_fair(turn.claims)
+    turn, place = lanes.turn_of(session, fleet), placement.place_of(session, worker)
+    fair = fairness.is_fair(placement.claims_of(turn, place.offer))
     moved: set[str] = set()
     for _ in range(_TRIES):
-        lane = fairness.choose(lanes.read_lanes(session, fleet, load, now, fair=fair, without=moved), fair=fair)
+        picked = placement.choose(session, place, load, now, fair=fair, without=moved)
+        if picked.keep is not None:
+            worker.keeps = picked.keep.build_id
+            log.info("worker.keeps_room", worker_id=worker.id, build_id=worker.keeps)
+        lane = picked.lane
         if lane is None:
             return None
         build = session.get(Build, lane.build_id, with_for_update={"skip_locked": True}, populate_existing=True)
@@ -97,37 +107,37 @@ def _next(session: Session, request: ClaimRequest, settings: Settings) -> Claim 
         claimed = _take(session, build, request, settings)
         if claimed is None:
             continue
-        _serve(session, turn, lane.project, lane.served, lane.weight)
+        if picked.passed is not None:
+            placement.pass_over(session, picked.passed, now)
+        worker.keeps = None
+        _serve(session, turn, place.offer, lane)
         return claimed
     return None
 
 
-def _only(session: Session, build_id: str, request: ClaimRequest, settings: Settings) -> Claim | None:
+def _only(session: Session, worker: Worker, build_id: str, request: ClaimRequest, settings: Settings) -> Claim | None:
     """The claim to the one build that a worker was started for; None where it does not wait, or may not run now."""
-    fleet = request.fleet
-    load = lanes.load_of(session, fleet)
+    load = lanes.load_of(session, request.fleet)
     now: int = session.execute(sa.select(now_ms())).scalar_one()
-    mine = sa.select(Build).where(Build.id == build_id, IS_QUEUED, Build.fleet == fleet, lanes.may_start(now))
-    build = session.scalars(mine.with_for_update(skip_locked=True)).first()
-    if build is None or not lanes.limits_of(session, fleet, settings).leave_room(load):
+    lane = lanes.read_lane(session, request.fleet, load, now, build_id)
+    if lane is None or not lanes.limits_of(session, request.fleet, settings).leave_room(load):
         return None
-    project = session.get_one(Project, build.project_name)
-    limit, running = project.concurrent_build_limit, load.by_project.get(project.name, 0)
-    if limit is not None and running >= limit:
+    place = placement.place_of(session, worker)
+    build = session.get(Build, build_id, with_for_update={"skip_locked": True}, populate_existing=True)
+    if build is None or build.state != BuildState.QUEUED or build.cancel_requested_ms is not None or not place.takes(build.need):
         return None
     claimed = _take(session, build, request, settings)
     if claimed is not None:
-        served = session.get(Served, (fleet, project.name))
-        _serve(session, lanes.turn_of(session, fleet), project.name, served.clock if served is not None else 0, project.weight)
+        _serve(session, lanes.turn_of(session, request.fleet), place.offer, lane)
     return claimed
 
 
-def _serve(session: Session, turn: Turn, project: str, served: int, weight: int) -> None:
-    """Note that a build of the project was claimed, for those whose turn comes after it."""
+def _serve(session: Session, turn: Turn, offer: Offer, lane: Lane) -> None:
+    """Note that a worker of this offer claimed from the lane, for those whose turn comes after it."""
     session.add(turn)
-    turn.claims += 1
-    clock, turn.clock = fairness.serve(served, weight, turn.clock)
-    session.merge(Served(fleet=turn.fleet, project_name=project, clock=clock))
+    placement.count_claim(turn, offer)
+    clock, turn.clock = fairness.serve(lane.served, lane.weight, turn.clock)
+    session.merge(Served(fleet=turn.fleet, project_name=lane.project, clock=clock))
     session.flush()
 
 
@@ -153,6 +163,7 @@ def _take(session: Session, build: Build, request: ClaimRequest, settings: Setti
     """The claim to `build`; None where its record cannot be read, which ends it, lest it bar the way for all behind it."""
     now: int = session.execute(sa.select(now_ms())).scalar_one()
     apply(session, build, BuildEvent.CLAIMED)
+    build.passed_ms = None
     token = request.token or new_secret("att")
     session.add(
         Attempt(
@@ -230,7 +241,7 @@ def _see_worker(session: Session, request: ClaimRequest) -> Worker:
     worker.fleet, worker.version = request.fleet, request.version[:50]
     worker.slots, worker.free_slots, worker.last_seen_ms = request.slots, request.free_slots, now
     worker.state, worker.not_claiming = request.state, request.not_claiming
-    worker.generation, worker.labels = request.generation, list(request.labels) or None
+    worker.generation, worker.labels = request.generation, sorted(set(request.labels)) or None
     worker.cpu_millis = None if request.cpus is None else round(request.cpus * 1000)
     worker.memory_bytes = request.memory_bytes
     if request.generation is not None and worker.leave_ms is None:

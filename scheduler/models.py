@@ -52,6 +52,8 @@ IS_QUEUED = sa.text("builds.state = 'QUEUED'")
 IS_HELD = sa.text("builds.state IN ('CLAIMED', 'RUNNING', 'FINALIZING')")
 IS_ACCEPTED = sa.text("deliveries.outcome = 'accepted'")
 """Written out, as a condition with parameters is not seen to be that of a partial index."""
+_SMALL = "2000/4294967296/"
+"""The need of a build that was queued by a release that knew of none: that of BUILD_GENERAL1_SMALL."""
 _AUTO = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
@@ -98,6 +100,7 @@ class Build(Base):
 
     `level` orders it among all builds of its fleet, `priority` among those of its project and level; `rank` is both, the least
     first. `not_before_ms`: it waits until then at least. `line` names the branch or pull request that it is of, where one is.
+    `need` is the key of a `millrace.need.Need`; `passed_ms`: since when others go before it only for its need.
     """
 
     __tablename__ = "builds"
@@ -135,17 +138,12 @@ class Build(Base):
     not_before_ms: Mapped[int] = mapped_column(Ms, default=0, server_default="0")
     line: Mapped[str | None] = mapped_column(sa.String(256))
     superseded_by: Mapped[str | None] = mapped_column(sa.String(200))
+    need: Mapped[str] = mapped_column(sa.String(1000), default=_SMALL, server_default=_SMALL)
+    passed_ms: Mapped[int | None] = mapped_column(Ms)
     __table_args__ = (
         sa.UniqueConstraint("project_name", "number"),
-        _index(
-            "ix_builds_waiting",
-            "fleet",
-            "project_name",
-            "rank",
-            "number",
-            only=IS_QUEUED,
-        ),
-        _index("ix_builds_waiting_age", "fleet", "project_name", "number", only=IS_QUEUED),
+        _index("ix_builds_waiting_best", "fleet", "need", "project_name", "rank", "number", only=IS_QUEUED),
+        _index("ix_builds_waiting_oldest", "fleet", "need", "project_name", "number", only=IS_QUEUED),
         _index("ix_builds_waiting_deadline", "queue_deadline_ms", only=IS_QUEUED),
         _index("ix_builds_held", "fleet", "project_name", only=IS_HELD),
         _index("ix_builds_line", "project_name", "line", only=sa.text("finished_ms IS NULL")),
@@ -453,7 +451,7 @@ class Idempotency(Base):
 
 
 class Worker(Base):
-    """A worker as it last showed itself."""
+    """A worker as it last showed itself. `keeps`: the build for which it keeps room, where it does."""
 
     __tablename__ = "workers"
     id: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
@@ -472,6 +470,7 @@ class Worker(Base):
     idle_since_ms: Mapped[int | None] = mapped_column(Ms)
     leave_ms: Mapped[int | None] = mapped_column(Ms)
     leave_why: Mapped[str] = mapped_column(sa.String(500), default="", server_default="")
+    keeps: Mapped[str | None] = mapped_column(sa.String(200))
 
 
 class Fleet(Base):
@@ -532,12 +531,16 @@ class Decision(Base):
 
 
 class Turn(Base):
-    """How many claims a fleet has had, and its clock (`scheduler.fairness`)."""
+    """How many claims a fleet has had, and its clock (`scheduler.fairness`).
+
+    Counted apart by what the workers offer that claimed: `claims` where that was nothing, else `offers`, by the offer's key.
+    """
 
     __tablename__ = "turns"
     fleet: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
     claims: Mapped[int] = mapped_column(Ms, default=0)
     clock: Mapped[int] = mapped_column(Ms, default=0)
+    offers: Mapped[dict[str, Any]] = mapped_column(_Members, default=dict, server_default="{}")
 
 
 class Served(Base):

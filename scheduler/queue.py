@@ -37,7 +37,7 @@ class Origin:
 
 def enqueue(session: Session, project: Project, wanted: BuildSettings, origin: Origin) -> Build:
     """A new build of `project`, whose row is locked in this session, with the next number. Raises InvalidInput for its fleet."""
-    fleet = _fleet(wanted)  # whatever is wrong is found before anything is changed
+    fleet = fleet_of(wanted)  # whatever is wrong is found before anything is changed
     now: int = session.execute(sa.select(now_ms())).scalar_one()
     project.last_build_number += 1
     build = Build(
@@ -64,6 +64,7 @@ def enqueue(session: Session, project: Project, wanted: BuildSettings, origin: O
         retry_of=origin.retry_of,
         auto_retry_number=origin.auto_retry_number,
         not_before_ms=0,
+        need=wanted.environment.need.key,
     )
     session.add(build)
     session.flush()
@@ -103,7 +104,7 @@ def line_of(wanted: BuildSettings) -> str | None:
     return None if version.startswith("refs/tags/") or _COMMIT.fullmatch(version) else version
 
 
-def _fleet(wanted: BuildSettings) -> str:
+def fleet_of(wanted: BuildSettings) -> str:
     """The fleet that a build asks for: a bare name, or the name in a fleet ARN (`...:fleet/NAME:UUID`)."""
     arn = wanted.environment.fleet.fleet_arn if wanted.environment.fleet else None
     if not arn:

@@ -206,6 +206,12 @@ INVARIANTS: Final[Sequence[Invariant]] = (
         "than [queue.md](queue.md) allows",
         check=queue.none_passed_over,
     ),
+    Invariant(
+        number=25,
+        name="Workers hold no more than they offer",
+        how="what builds with a fresh lease need, per worker, against its cpus, memory and labels",
+        check=records.within_offers,
+    ),
 )
 
 

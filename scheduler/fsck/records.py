@@ -5,10 +5,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
+from millrace.need import Need, Offer
 from millrace.project import BuildSettings
 from millrace.vocabulary import BuildState, Reason
 from scheduler import caches, guard
 from scheduler.db import now_ms
+from scheduler.fleets.capacity import offer_of
 from scheduler.fsck.terms import HELD_NAMES, QUEUED, TERMINAL_NAMES, Fault, Said, Scope, said
 from scheduler.leases import DEADLINE_GRACE_MS, STOP_GRACE_MS
 from scheduler.models import Artifact, Attempt, Build, CacheEntry, CacheLayerBelow, Event, Fleet, Phase, Project, Worker
@@ -333,6 +335,39 @@ def within_limits(scope: Scope) -> Said:
         for row in scope.rows(full)
     ]
     return said("workers, projects and fleets", faults)
+
+
+def within_offers(scope: Scope) -> Said:
+    """25: no worker holds builds that need more than it offers, or labels that it has not. Fresh leases count, as with 13."""
+    settings = scope.settings
+    fresh_ms = int(max(settings.lease_ttl_s - 3 * settings.renew_every_s, 0) * 1000)
+    held = (
+        sa.select(Worker, Build.id, Build.need)
+        .join(Build, Build.lease_owner == Worker.id)
+        .where(Build.state.in_(HELD_NAMES), Build.lease_expires_ms > now_ms() + fresh_ms)
+        .order_by(Build.id)
+    )
+    of_worker: dict[str, tuple[Offer, list[str], list[Need]]] = {}
+    faults = []
+    with scope.db.reading() as session:
+        rows = session.execute(held).all()
+    for worker, build_id, key in rows:
+        offer, ids, needs = of_worker.setdefault(worker.id, (offer_of(worker), [], []))
+        need = Need.parse(key)
+        if need is None:
+            faults.append(Fault(what=f"{build_id} needs {key!r}, which cannot be read", ids=(build_id,)))
+            continue
+        if not offer.has_labels(need):
+            lacks = ", ".join(sorted(need.labels - offer.labels))
+            faults.append(Fault(what=f"worker {worker.id} holds {build_id} and has no label {lacks}", ids=(build_id,)))
+        ids.append(build_id)
+        needs.append(need)
+    for worker_id, (offer, ids, needs) in of_worker.items():
+        left = offer.less(needs)
+        if min(left.cpu_millis or 0, left.memory_bytes or 0) < 0:
+            taken = Need(cpu_millis=sum(one.cpu_millis for one in needs), memory_bytes=sum(one.memory_bytes for one in needs))
+            faults.append(Fault(what=f"worker {worker_id} offers {offer} and holds builds that need {taken}", ids=tuple(ids)))
+    return said("workers that hold builds", faults)
 
 
 def in_order_of_time(scope: Scope) -> Said:

@@ -5,14 +5,17 @@ A round is what a worker's slot does: claim, then finish.
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from millrace.log import configure
+from millrace.need import GIB, Need
 from millrace.settings import Settings
+from millrace.vocabulary import BuildState
 from scheduler import leases, lifecycle
 from scheduler.db import Database, now_ms
 from scheduler.leases import hash_token
@@ -24,6 +27,8 @@ from tests.support.records import a_build, a_claim_request, a_project, a_report
 PROJECTS = 20
 CLAIM = "claim"
 KINDS = ("SQLite", "PostgreSQL")
+NEEDS = tuple(Need(cpu_millis=1000 * cpus, memory_bytes=cpus * GIB) for cpus in range(1, 6))
+"""Of which a worker of 3.5 vCPU could hold three."""
 
 
 @contextmanager
@@ -33,8 +38,8 @@ def databases() -> Iterator[dict[str, str]]:
         yield dict(zip(KINDS, (f"sqlite:///{folder}/records.db", url), strict=True))
 
 
-def fill(db: Database, settings: Settings, count: int) -> None:
-    """So many builds that wait, evenly over the projects, in rows like the first one's."""
+def fill(db: Database, settings: Settings, count: int, needs: Sequence[Need] = ()) -> None:
+    """So many builds that wait, evenly over projects and needs, in rows like the first one's."""
     first = a_build(db, settings, project="p0")
     with db.transaction() as session:
         row = session.get_one(Build, first)
@@ -44,22 +49,38 @@ def fill(db: Database, settings: Settings, count: int) -> None:
             session.execute(
                 sa.insert(Build),
                 [
-                    {**like, "id": f"p{n % PROJECTS}:{n}", "project_name": f"p{n % PROJECTS}", "number": n + 10, "queued_ms": now}
+                    {
+                        **like,
+                        "id": f"p{n % PROJECTS}:{n}",
+                        "project_name": f"p{n % PROJECTS}",
+                        "number": n + 10,
+                        "queued_ms": now,
+                        "need": needs[n // PROJECTS % len(needs)].key if needs else like["need"],
+                    }
                     for n in range(start, min(count, start + 5000))
                 ],
             )
 
 
-def measure(db: Database, settings: Settings, rounds: int) -> Iterator[tuple[float, float]]:
+def measure(db: Database, settings: Settings, rounds: int, **offer: Any) -> Iterator[tuple[float, float]]:
     """Seconds of a claim, and of a claim and its finish."""
     for _ in range(rounds):
         began = time.perf_counter()
-        claim = leases.claim(db, a_claim_request(), settings)
+        claim = leases.claim(db, a_claim_request(**offer), settings)
         claimed = time.perf_counter()
         if claim is None:
             raise AssertionError("builds wait, and none was claimed")
         lifecycle.finish(db, claim.build_id, claim.attempt_no, hash_token(claim.token), a_report())
         yield claimed - began, time.perf_counter() - began
+
+
+def in_vain(db: Database, settings: Settings, rounds: int, **offer: Any) -> Iterator[float]:
+    """Seconds of a claim for which nothing fits."""
+    for _ in range(rounds):
+        began = time.perf_counter()
+        if leases.claim(db, a_claim_request(**offer), settings) is not None:
+            raise AssertionError("nothing fits, and a build was claimed")
+        yield time.perf_counter() - began
 
 
 def who(queued: int) -> str:
@@ -87,4 +108,11 @@ def samples(scale: Scale) -> Iterator[Sample]:
                 for claim, whole in measure(db, settings, rounds):
                     yield Sample(what=CLAIM, who=who(count), at=kind, value=claim, unit="s")
                     yield Sample(what="claim and finish", who=who(count), at=kind, value=whole, unit="s")
+                with db.transaction() as session:
+                    session.execute(sa.delete(Build).where(Build.state == BuildState.QUEUED.value, Build.attempt_no == 0))
+                fill(db, settings, count, NEEDS)
+                for claim, _whole in measure(db, settings, rounds, cpus=3.5):
+                    yield Sample(what="claim among five needs", who=who(count), at=kind, value=claim, unit="s")
+                for claim in in_vain(db, settings, rounds, cpus=0.5):
+                    yield Sample(what="claim where nothing fits", who=who(count), at=kind, value=claim, unit="s")
                 db.dispose()

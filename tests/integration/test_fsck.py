@@ -171,7 +171,7 @@ def violated(finding: Finding, words: str, *ids: str) -> None:
 def test_a_well_farm_is_not_blamed(farm: Farm) -> None:
     for _ in range(2):
         findings = fsck.check(farm.scope(host=farm.host, journal=[], canaries=["not-to-be-found"]))
-        assert [one.number for one in findings] == list(range(1, 25))
+        assert [one.number for one in findings] == list(range(1, 26))
         assert {one.number: one.faults for one in findings if one.faults} == {}
         unchecked = {one.number: one.standing for one in findings if one.standing is not Standing.OK}
         assert unchecked == {
@@ -207,6 +207,11 @@ def test_what_was_not_given_is_said_and_blamed_on_nobody(farm: Farm) -> None:
         assert findings[number].standing is Standing.UNCHECKED
         assert word in findings[number].note
         assert not findings[number].away
+
+
+def _overload(farm: Farm) -> None:
+    farm.update(Worker, {"cpu_millis": 3000})
+    farm.update(Build, {"need": f"4000/{8 * 1024**3}/"}, Build.id == farm.running)
 
 
 # Plants: the number, what is done behind the farm's back, and words of what is said of it; `{done}` and so on are ids.
@@ -299,6 +304,19 @@ PLANTS: list[tuple[str, int, Callable[[Farm], None], str]] = [
     ("a crowded worker", 13, _crowd, "worker w1 has 1 slots and holds 2 builds"),
     ("too many of a project", 13, _over_limit, "project demo may run 1 builds at once and runs 2"),
     ("too many of a fleet", 13, _over_fleet_limit, "fleet default may run 1 builds at once and runs 2"),
+    (
+        "too much for a worker",
+        25,
+        _overload,
+        "worker w1 offers 3 vCPU and any memory and holds builds that need 4 vCPU and 8 GiB",
+    ),
+    (
+        "a label that a worker has not",
+        25,
+        _set(Build, "running", {"need": "1000/1/gpu,ssd"}),
+        "worker w1 holds {running} and has no label gpu, ssd",
+    ),
+    ("a need that is none", 25, _set(Build, "running", {"need": "much"}), "{running} needs 'much', which cannot be read"),
     ("ended before it began", 22, _set(Build, "done", {"finished_ms": Build.submitted_ms - 1}), "{done}: its times"),
     ("an attempt backwards", 22, _set(Attempt, "done", {"ended_ms": Attempt.claimed_ms - 1}), "{done}: an attempt ended"),
     (
@@ -682,7 +700,7 @@ def test_the_command_says_it_by_its_exit_status_and_in_json(farm: Farm, tmp_path
     assert (well.returncode, well.stderr) == (0, "")
     said = json.loads(well.stdout)
     assert said["status"] == "ok"
-    assert [one["number"] for one in said["invariants"]] == list(range(1, 25))
+    assert [one["number"] for one in said["invariants"]] == list(range(1, 26))
     assert said["invariants"][0]["standing"] == "ok"
 
     farm.update(Build, {"lease_expires_ms": now_ms() - HOUR_MS}, Build.id == farm.running)

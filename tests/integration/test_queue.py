@@ -9,13 +9,13 @@ from millrace.errors import InvalidInput, LimitExceeded, NotFound
 from millrace.project import BuildOverrides
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, Reason, Verdict
-from scheduler import intake, leases, lifecycle, queries, waiting
+from scheduler import foresight, intake, leases, lifecycle, queries, waiting
+from scheduler.bounds import Limit
 from scheduler.db import Database
 from scheduler.fairness import FAIR_TURN, longest_wait
 from scheduler.fleets import records
 from scheduler.leases import hash_token
 from scheduler.models import Build
-from scheduler.waiting import Limit
 from tests.support.records import a_build, a_claim, a_claim_request, a_project, a_report
 
 GIT: dict[str, Any] = {"source": {"type": "GITHUB", "location": "https://github.com/o/r.git"}}
@@ -163,7 +163,7 @@ def test_a_build_given_back_keeps_its_place_before_younger_ones(database: Databa
 def test_the_explanation_of_a_long_queue_says_more_than(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "_WORK", 1)
+    monkeypatch.setattr(foresight, "_WORK", 1)
     a_project(database)
     builds = [a_build(database, settings) for _ in range(60)]
     said = waiting.explain(database, builds[-1], settings)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -32,6 +33,7 @@ from hypothesis.stateful import (
 from millrace.contract import ArtifactReport, Claim, FinishReport, PhaseReport
 from millrace.errors import AttemptFenced
 from millrace.ids import new_secret, staging_prefix
+from millrace.need import GIB
 from millrace.project import BuildOverrides
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, PhaseType, Reason, Verdict
@@ -39,8 +41,10 @@ from scheduler import attempts, intake, leases, lifecycle, queries
 from scheduler.db import Database
 from scheduler.fairness import is_fair
 from scheduler.fleets import records
+from scheduler.fleets.capacity import SILENT_MS
 from scheduler.leases import STOP_GRACE_MS, hash_token
-from scheduler.models import Build, Event, Outbox
+from scheduler.models import Build, Event, Outbox, Worker
+from scheduler.placement import KEEP_AFTER_MS
 from scheduler.states import HELD, TERMINAL
 from tests.support.records import a_claim_request, a_project, a_report
 
@@ -50,6 +54,20 @@ BRANCH = {
     "source": {"type": "GITHUB", "location": "https://github.com/o/r.git"},
     "millrace": {"cancelSuperseded": True},
 }
+NEEDS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "medium": {"computeTypeOverride": "BUILD_GENERAL1_MEDIUM"},
+    "gpu": {"workerLabelsOverride": ["gpu"]},
+}
+SIZES = {"small": (2, 4 * GIB), "medium": (4, 8 * GIB), "gpu": (2, 4 * GIB)}
+WORKERS: dict[str, dict[str, Any]] = {
+    "any": {},
+    "big": {"cpus": 5, "memory_bytes": 16 * GIB, "labels": ("gpu", "ssd")},
+    "twin": {"cpus": 5, "memory_bytes": 16 * GIB, "labels": ("ssd", "gpu")},
+    "little": {"memory_bytes": 6 * GIB},
+}
+KINDS = {"any": "any", "big": "big", "twin": "big", "little": "little"}
+"""Of which kind a worker is: those of one kind have their fair turns together."""
 _LEASE_MS = int(FARM.lease_ttl_s * 1000)
 WHICH = st.integers(0, 3)
 _ENDS: dict[Verdict, tuple[Reason, BuildState | None]] = {
@@ -68,6 +86,9 @@ class Model:
 
     project: str
     priority: int
+    need: str = "small"
+    owner: str = ""
+    passed_ms: int | None = None
     state: BuildState = BuildState.QUEUED
     attempt_no: int = 0
     faults: int = 0
@@ -88,6 +109,10 @@ class Model:
     @property
     def held(self) -> bool:
         return self.state in HELD
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return SIZES[self.need]
 
     def end(self, state: BuildState, reason: Reason) -> None:
         self.state, self.reason = state, reason
@@ -121,10 +146,12 @@ class Records(RuleBasedStateMachine):
         self.model: dict[str, Model] = {}
         self.keys: dict[str, str] = {}
         self.claims: list[Claim] = []
-        self.turn = 0
+        self.turns = dict.fromkeys(WORKERS, 0)
+        self.keeps: dict[str, str | None] = dict.fromkeys(WORKERS)
+        self.seen_ms = dict.fromkeys(WORKERS, 0)
         for project in PROJECTS:
-            self.submit(project, None, 0)
-            self.claim(True, False)
+            self.submit(project, None, 0, "small")
+            self.claim(True, False, "any")
 
     def open(self) -> Database:
         db = Database(f"sqlite:///{self.folder / 'records.db'}")
@@ -153,10 +180,11 @@ class Records(RuleBasedStateMachine):
                 break
             self.advance(130)
             self.sweep(False)
-            known = len(self.claims)
-            self.claim(True, False)
-            if len(self.claims) > known:
-                self.finish(0, Verdict.SUCCEEDED, False)
+            for worker in WORKERS:
+                known = len(self.claims)
+                self.claim(True, False, worker)
+                if len(self.claims) > known:
+                    self.finish(0, Verdict.SUCCEEDED, False)
         assert all(model.state in TERMINAL for model in self.model.values())
         self.the_records_are_as_the_model_says()
         self.each_build_has_one_unbroken_history()
@@ -164,10 +192,15 @@ class Records(RuleBasedStateMachine):
     # What clients do
 
     @precondition(lambda self: sum(m.state not in TERMINAL for m in self.model.values()) < 4)
-    @rule(project=st.sampled_from(sorted(PROJECTS)), key=st.sampled_from([None, "k"]), priority=st.integers(0, 1))
-    def submit(self, project: str, key: str | None, priority: int) -> None:
-        wanted = BuildOverrides.model_validate({"projectName": project, "priority": priority})
-        scope = f"{project}{priority}"
+    @rule(
+        project=st.sampled_from(sorted(PROJECTS)),
+        key=st.sampled_from([None, "k"]),
+        priority=st.integers(0, 1),
+        need=st.sampled_from(sorted(NEEDS)),
+    )
+    def submit(self, project: str, key: str | None, priority: int, need: str) -> None:
+        wanted = BuildOverrides.model_validate({"projectName": project, "priority": priority, **NEEDS[need]})
+        scope = f"{project}{priority}{need}"
         request = intake.BuildRequest(
             overrides=wanted, initiator="t", by_admin=True, idempotency_scope=scope, idempotency_key=key
         )
@@ -183,7 +216,7 @@ class Records(RuleBasedStateMachine):
             for older in self.model.values():
                 if older.project == project:
                     self.wish_stop(older)
-        self.model[submitted.build_id] = Model(project=project, priority=priority)
+        self.model[submitted.build_id] = Model(project=project, priority=priority, need=need)
 
     @rule(which=WHICH)
     def stop(self, which: int) -> None:
@@ -199,21 +232,33 @@ class Records(RuleBasedStateMachine):
 
     # What workers do
 
-    @rule(answer_arrives=st.booleans(), repeats=st.booleans())
-    def claim(self, answer_arrives: bool, repeats: bool) -> None:
+    @rule(answer_arrives=st.booleans(), repeats=st.booleans(), worker=st.sampled_from(sorted(WORKERS)))
+    def claim(self, answer_arrives: bool, repeats: bool, worker: str) -> None:
         if not repeats or not self.last_token:
             self.last_token = new_secret("att")
-        mine = [build for build, model in self.model.items() if model.held and model.token == self.last_token]
+        token = self.last_token
+        mine = [build for build, m in self.model.items() if m.held and m.token == token and m.owner == worker]
+        if any(m.held and m.token == token and m.owner != worker for m in self.model.values()):
+            token = self.last_token = new_secret("att")  # it is another worker's
         busy = {name: sum(m.held for m in self.model.values() if m.project == name) for name in PROJECTS}
-        fit = {
+        could = {
             build: model
             for build, model in self.model.items()
             if model.state is BuildState.QUEUED
             and not self.paused
             and model.not_before_ms <= self.clock_ms
             and busy[model.project] < (PROJECTS[model.project] or 99)
+            and self.has_room(worker, model, empty=True)
         }
-        claimed = leases.claim(self.db, a_claim_request(token=self.last_token), FARM)
+        fit = {build: model for build, model in could.items() if self.has_room(worker, model)}
+        kept = self.keeps[worker]
+        elsewhere = {
+            build
+            for other, build in self.keeps.items()
+            if other != worker and build is not None and self.seen_ms[other] > self.clock_ms - SILENT_MS
+        }
+        claimed = leases.claim(self.db, a_claim_request(worker, token=token, **WORKERS[worker]), FARM)
+        self.seen_ms[worker] = self.clock_ms
         if mine:  # the same request again: the same answer, and a whole lease
             assert claimed is not None
             model = self.model[mine[0]]
@@ -221,20 +266,64 @@ class Records(RuleBasedStateMachine):
             model.lease_until_ms = self.clock_ms + _LEASE_MS
             self.claims.append(claimed)
             return
-        assert (claimed is None) == (not fit)
+        self.keeps[worker], passed = self.notes(worker)
+        if kept in fit or kept in could.keys() - elsewhere:  # nothing else, until it fits
+            assert claimed is None or claimed.build_id == kept
+            assert (claimed is None) == (kept not in fit)
+            assert not passed
+        elif claimed is None:
+            assert not passed
+            now_kept = self.keeps[worker]
+            if fit:
+                assert now_kept is not None
+                assert now_kept in could.keys() - fit.keys() - elsewhere
+                assert self.model[now_kept].passed_ms is not None
+                assert self.clock_ms - (self.model[now_kept].passed_ms or 0) >= KEEP_AFTER_MS
+        else:
+            assert self.keeps[worker] is None
+            assert len(passed) <= 1
+            assert passed <= could.keys() - fit.keys()
+            self.is_whose_turn_it_is(worker, claimed, fit, busy)
+        for build in passed:
+            self.model[build].passed_ms = self.clock_ms
         if claimed is None:
             return
-        model = fit[claimed.build_id]
-        fair, self.turn = is_fair(self.turn), self.turn + 1
-        best = {build: m for build, m in fit.items() if fair or m.priority == max(m.priority for m in fit.values())}
-        assert claimed.build_id in best
-        assert busy[model.project] == min(busy[m.project] for m in best.values())
-        assert claimed.build_id == next(build for build, m in best.items() if m.project == model.project)  # the oldest of it
+        model = self.model[claimed.build_id]
+        self.turns[KINDS[worker]] += 1
         model.state, model.attempt_no, model.logged = BuildState.CLAIMED, model.attempt_no + 1, 0
-        model.token, model.lease_until_ms = self.last_token, self.clock_ms + _LEASE_MS
+        model.token, model.lease_until_ms = token, self.clock_ms + _LEASE_MS
+        model.owner, model.passed_ms = worker, None
         assert claimed.attempt_no == model.attempt_no
         if answer_arrives:
             self.claims.append(claimed)
+
+    def has_room(self, worker: str, model: Model, *, empty: bool = False) -> bool:
+        """Whether the worker could hold a build of this need, beside what it holds or by itself."""
+        offer = WORKERS[worker]
+        held = [] if empty else [m.size for m in self.model.values() if m.held and m.owner == worker]
+        cpus, memory = (sum(sizes) for sizes in zip(model.size, *held, strict=True))
+        return (
+            (model.need != "gpu" or "gpu" in offer.get("labels", ()))
+            and cpus <= offer.get("cpus", 99)
+            and memory <= offer.get("memory_bytes", 99 * GIB)
+        )
+
+    def notes(self, worker: str) -> tuple[str | None, set[str]]:
+        """For which build the worker keeps room now, and which builds it was that were just passed over for the first time."""
+        with self.db.reading() as session:
+            row = session.get(Worker, worker)
+            rows = session.execute(sa.select(Build.id).where(Build.state == "QUEUED", Build.passed_ms.is_not(None)))
+            passed = {build for (build,) in rows if self.model[build].passed_ms is None}
+            return row.keeps if row is not None else None, passed
+
+    def is_whose_turn_it_is(self, worker: str, claimed: Claim, fit: dict[str, Model], busy: dict[str, int]) -> None:
+        """Of those that fit, the claimed one goes first by level and share, and is the oldest of its project."""
+        model = fit[claimed.build_id]
+        fair = is_fair(self.turns[KINDS[worker]])
+        best = {build: m for build, m in fit.items() if fair or m.priority == max(m.priority for m in fit.values())}
+        assert claimed.build_id in best
+        assert busy[model.project] == min(busy[m.project] for m in best.values())
+        assert claimed.build_id == next(build for build, m in best.items() if m.project == model.project)
 
     def told(self, which: int) -> Claim:
         """One of all claims that were ever answered, often the newest."""
@@ -394,6 +483,19 @@ class Records(RuleBasedStateMachine):
         assert [queries.get_build(self.db, build) for build in self.model] == before
 
     # What must always hold
+
+    @invariant()
+    def no_worker_holds_more_than_it_offers(self) -> None:
+        for worker, offer in WORKERS.items():
+            held = [m for m in self.model.values() if m.held and m.owner == worker]
+            assert sum(m.size[0] for m in held) <= offer.get("cpus", 999)
+            assert sum(m.size[1] for m in held) <= offer.get("memory_bytes", 999 * GIB)
+            assert not any(m.need == "gpu" for m in held) or "gpu" in offer.get("labels", ())
+
+    @invariant()
+    def one_worker_at_most_keeps_room_for_a_build(self) -> None:
+        alive = {w: b for w, b in self.keeps.items() if b is not None and self.seen_ms[w] > self.clock_ms - SILENT_MS}
+        assert len(set(alive.values())) == len(alive)
 
     @invariant()
     def the_records_are_as_the_model_says(self) -> None:
