@@ -9,7 +9,7 @@ DEMO_DIR := .millrace/demo
 EXAMPLES_DIR := .millrace/examples
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images check fmt services unit contract integration e2e test demo up down compose-test examples fuzz chaos soak failpoints bench bench-quick lock clean
+.PHONY: help setup doctor images check fmt services unit contract integration e2e test demo up down compose-test compose-images examples fuzz chaos soak failpoints bench bench-quick lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,12 @@ compose-test: setup ## The same through PostgreSQL, Redis, MinIO and two workers
 	@scripts/minio >/dev/null
 	@$(BIN)/python -m buildenv.images build
 	@$(BIN)/python scripts/compose_test.py
+
+compose-images: setup ## Make the images of a stack or a fleet: millrace/millrace:local, millrace/worker:local, ...
+	@$(BIN)/millrace doctor --install --for compose
+	@scripts/minio >/dev/null
+	@$(BIN)/python -m buildenv.images build
+	@$(BIN)/python scripts/compose_test.py images
 
 fuzz: setup ## Try the readers of buildspecs, patterns and output streams with odd input, for an hour
 	$(PYTEST) tests/unit/buildenv/test_fuzz.py tests/unit/buildenv/test_schema.py -n 2 --hypothesis-profile=long --timeout=0

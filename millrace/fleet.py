@@ -111,7 +111,7 @@ class ContainersProvider(Shape):
     """
 
     type: Literal["containers"] = "containers"
-    image: str = "millrace/millrace:local"
+    image: str = "millrace/worker:local"
     network: str = "bridge"
     docker_host: str | None = None
     socket: str = "/var/run/docker.sock"

@@ -1,4 +1,5 @@
 """`make compose-test`: the demonstration project through PostgreSQL, Redis, MinIO and two workers in containers.
+`make compose-images`: only the images.
 
 Makes the images, brings the stack up with the Compose tool, builds the project several times at once, checks that both workers
 took part and that the artifact's object in MinIO is what the record says, and takes everything down again.
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = ROOT / "build" / "compose"
 PROJECT = "millrace-test"
 BUILDS = 4
+SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "MINIO_ROOT_PASSWORD", "MILLRACE_TOKEN", "MILLRACE_WORKER_TOKEN")
 
 
 def say(text: str) -> None:
@@ -139,14 +141,23 @@ def check(builds: list[dict[str, Any]], store: Minio) -> None:
         say(f"{artifact['name']}: {len(data)} bytes in MinIO, sha256 {artifact['sha256']}")
 
 
+def make_images() -> int:
+    """What a stack or a fleet needs: millrace/millrace:local, millrace/worker:local, and those of its servers."""
+    prepare_context()
+    say("making the images")
+    unused = dict.fromkeys((*SECRETS, "MINIO_ROOT_USER"), "unused")  # compose wants all that the file names
+    base = os.environ.get("BASE_IMAGE", tag_of("base"))
+    run(*compose_tool(), "build", env={**os.environ, **unused, "DOCKER_BUILDKIT": "0", "BASE_IMAGE": base})
+    return 0
+
+
 def main() -> int:
+    if sys.argv[1:] == ["images"]:
+        return make_images()
     tool = compose_tool()
     prepare_context()
     work_dir = Path(tempfile.mkdtemp(prefix="millrace-compose-"))
-    secret = {
-        name: secrets.token_hex(20)
-        for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "MINIO_ROOT_PASSWORD", "MILLRACE_TOKEN", "MILLRACE_WORKER_TOKEN")
-    }
+    secret = {name: secrets.token_hex(20) for name in SECRETS}
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")},
         **secret,
