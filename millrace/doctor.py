@@ -55,6 +55,7 @@ def diagnose(settings: Settings, purpose: str) -> list[Finding]:
         findings.append(_program("busybox", "busybox", "busybox-static", "--help"))
         findings.append(_program("shellcheck", "shellcheck", "shellcheck", "--version"))
         findings.append(_program("systemd-analyze", "systemd-analyze", "systemd", "--version"))
+        findings.append(_program("chromium", "chromium", "chromium", "--version"))
     return findings
 
 
