@@ -88,8 +88,8 @@ def run(
     key = {"Idempotency-Key": str(uuid.uuid4())}
     build = client.post("/v1/builds", {"projectName": name, "environmentVariablesOverride": overrides}, **key)
     console.print(f"Build {build['id']} (number {build['buildNumber']})")
-    _stop_on_interrupt(client, build["id"])
-    return _follow(session, client, build["id"], keep_in)
+    stop_on_interrupt(client, build["id"])
+    return follow_build(session, client, build["id"], keep_in)
 
 
 @click.command()
@@ -146,7 +146,7 @@ def logs(session: Session, build_id: str, follow: bool, attempt: int | None, ver
         console.print(terminal.harmless(says, colours=False), markup=False)
         return 0 if is_whole else 1
     if follow:
-        return _follow(session, client, build_id, None, summary=False, attempt=attempt)
+        return follow_build(session, client, build_id, None, summary=False, attempt=attempt)
     printer = LogPrinter()
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     for data in client.log_text(build_id, attempt):
@@ -181,8 +181,8 @@ def retry(session: Session, build_id: str, follow: bool) -> int:
     console.print(f"Build {build['id']} (number {build['buildNumber']}) retries {build_id}")
     if not follow:
         return 0
-    _stop_on_interrupt(client, build["id"])
-    return _follow(session, client, build["id"], None)
+    stop_on_interrupt(client, build["id"])
+    return follow_build(session, client, build["id"], None)
 
 
 @click.command()
@@ -202,9 +202,10 @@ def artifacts(session: Session, build_id: str, out: Path | None) -> int:
     return 0
 
 
-def _follow(
+def follow_build(
     session: Session, client: Client, build_id: str, keep_in: Path | None, *, summary: bool = True, attempt: int | None = None
 ) -> int:
+    """Show a build's log until it has ended; its exit status."""
     printer = LogPrinter()
     for event in client.follow(build_id, attempt):
         if event.kind == "log":
@@ -275,7 +276,7 @@ def _need_engine(session: Session) -> None:
             raise Unavailable(f"the Docker engine of this machine is {found.says}", hint="'millrace doctor --install' mends it.")
 
 
-def _stop_on_interrupt(client: Client, build_id: str) -> None:
+def stop_on_interrupt(client: Client, build_id: str) -> None:
     """The first Ctrl-C stops the build and waits for its end; the second leaves at once."""
 
     def interrupted(_number: int, _frame: object) -> None:

@@ -77,7 +77,10 @@ def place_of(source: ProjectSource) -> Place:
     short = _SCP.fullmatch(location) if "://" not in location else None
     if short is not None:
         location = f"ssh://{short[1]}/{short[2]}"
-    address = urlsplit(location)
+    try:
+        address = urlsplit(location)
+    except ValueError as error:
+        raise Refused(f"{location[:100]!r} is no address of a repository at a git server: {error}") from error
     path = address.path.strip("/").removesuffix(".git")
     if not address.hostname or "/" not in path or ".." in path.split("/"):
         raise Refused(f"{(source.location or '')[:100]!r} is no address of a repository at a git server")

@@ -123,7 +123,7 @@ def test_a_token_that_may_not_read_the_list_is_said_once_and_harms_nothing(
     desk.forge.may_hook = False
     for _ in range(3):
         desk.read(10 * MINUTE_MS)
-    assert capsys.readouterr().out.count("webhook.not_listed") == 1
+    assert "".join(capsys.readouterr()).count("webhook.not_listed") == 1
 
 
 def test_other_projects_lists_are_not_looked_for(desk: Desk) -> None:

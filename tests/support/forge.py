@@ -7,6 +7,7 @@ from typing import Any
 from tests.support.providers import Standin, Told, example_of
 
 Answer = tuple[int, dict[str, str], Any]
+_LAST = {"code": 200, "status": "active", "message": "OK"}
 _LEVELS = {"guest": 10, "reporter": 20, "developer": 30, "maintainer": 40, "owner": 50}
 
 
@@ -90,7 +91,7 @@ class Forge:
             return self._forbidden()
         number = len(self.hooks) + 101
         made: dict[str, Any] = {"uuid": f"{{{number}}}"} if self.kind == "cloud" else {"id": number}
-        base = example_of("github/make_hook") if self.kind == "github" else {}
+        base = {**example_of("github/make_hook"), "last_response": _LAST} if self.kind == "github" else {}
         self.hooks.append({**base, **told.body, **made})
         return 201, {}, _without_secret(self.hooks[-1])
 
