@@ -53,6 +53,7 @@ COMMITS: Final = (
     "hooks.receive",
     "hooks.reseal",
     "hooks.rotate",
+    "hooks.set_provider_hook",
     "hooks.update",
     "inbox.Inbox._commit",
     "intake._once",
@@ -66,10 +67,12 @@ COMMITS: Final = (
     "messenger.Messenger._postpone",
     "messenger.Messenger._settle_older",
     "missed.CatchUp._moved",
+    "notices.resend",
     "projects.create",
     "projects.delete",
     "projects.update",
     "publication.Publisher._publish",
+    "redelivery.Redelivery._note",
     "secrets.delete",
     "secrets.put",
     "secrets.reseal",
@@ -80,6 +83,8 @@ COMMITS: Final = (
     "sweeper.Sweeper._resign",
     "tokens.create",
     "tokens.revoke",
+    "wishes.Wishes._postpone",
+    "wishes.Wishes._settle",
 )
 """Functions of `scheduler` that commit by `Database.run`, but for those of `millrace backup` and `millrace fsck`."""
 ENGINE: Final = (

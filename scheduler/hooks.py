@@ -473,7 +473,8 @@ class _Taking:
         """Note a comment that approves, to be checked behind this; the same comment counts once, however often it is told."""
         same = hashlib.sha256(json.dumps(["comment", wish.comment_id]).encode()).hexdigest()
         ways = sa.or_(Delivery.delivery_id == self.delivery_id, Delivery.same == same)
-        rows = self.session.scalars(sa.select(Delivery).where(Delivery.webhook_id == self.hook.id, ways)).all()
+        mine = sa.select(Delivery).where(Delivery.webhook_id == self.hook.id, Delivery.part == 0)
+        rows = self.session.scalars(mine.where(ways)).all()
         old = next((row for row in rows if row.same == same), rows[0] if rows else None)
         if old is not None and Outcome(old.outcome) in SETTLED:
             return _result(old, outcome=Outcome.DUPLICATE, why=f"this comment came before: {old.why}")

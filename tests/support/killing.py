@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeVar
 
 import httpx
@@ -31,6 +31,8 @@ from scheduler.db import Database, now_ms
 from scheduler.inbox import Arrival
 from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Delivery, Notice, Token, Webhook
 from tests.support.farm import Farm, wait_until
+from tests.support.forge import Forge
+from tests.support.providers import standing_in
 from tests.support.records import a_project_json
 from tests.support.webhooks import SHA, github_pull_request, sent
 
@@ -330,9 +332,9 @@ def _hook(stage: Stage) -> None:
     if verb == "create":
         stage.arm()
     settle(lambda: client.post(path, {}), lambda: _is_there(stage, path))
-    if verb in ("rotate", "update"):
+    if verb in ("rotate", "set_provider_hook", "update"):
         stage.arm()
-    made = again(lambda: client.put(path, {"branchFilter": "^main$", "rotateSecret": True}))
+    made = again(lambda: client.put(path, {"branchFilter": "^main$", "rotateSecret": True, "providerHookId": "7"}))
     assert made["branchFilter"] == "^main$"
     if verb == "receive":
         stage.arm()
@@ -426,6 +428,64 @@ def _looked(stage: Stage) -> None:
     stage.arm()
     stage.change(sa.update(Webhook).values(looked_ms=0))
     wait_until(lambda: 0 not in stage.look(sa.select(Webhook.looked_ms)), 60)
+
+
+def _asked_for(stage: Stage) -> None:
+    """GitHub's list of what it could not deliver is read, of a project whose server stands in."""
+    name = stage.point.replace(".", "-").replace("_", "")
+    path = f"/v1/projects/{name}/webhook"
+    with standing_in() as server:
+        Forge(server, "github")
+        source = {"type": "GITHUB_ENTERPRISE", "location": f"{server.url}/o/r.git"}
+        source |= {"auth": {"type": "SECRETS_MANAGER", "resource": "word"}}
+        again(lambda: stage.farm.client.post("/v1/projects", a_project_json(name, source=source)))
+        again(lambda: stage.farm.client.post(path, {}))
+        stage.arm()
+        again(lambda: stage.farm.client.put(path, {"providerHookId": "101"}))
+        wait_until(lambda: stage.look(sa.select(Webhook.id).where(Webhook.project_name == name, Webhook.listed_ms > 0)), 60)
+        again(lambda: stage.farm.client.delete(path))
+        assert server.wrong == []
+
+
+def _wished(stage: Stage) -> None:
+    """Comments that approve: the server of one is away, the webhook of the other is gone."""
+    path, commit = "/v1/projects/told/webhook", secrets.token_hex(20)
+    settle(lambda: stage.farm.client.post(path, {}), lambda: _is_there(stage, path))
+    (hook,) = stage.look(sa.select(Webhook.id).where(Webhook.project_name == "told"))
+    event = SourceEvent(kind=EventKind.PULL_REQUEST_CREATED, commit=commit, pull_request=2, from_fork=True)
+    wish = {"pull_request": 2, "commit": commit, "person_id": "7", "person": "mona", "comment_id": "1"}
+    asked = {"wish": wish, "due_ms": 0, "tries": 0, "since_ms": int(time.time() * 1000)}
+    common = {"project_name": "told", "received_ms": now_ms(), "what": "x", "why": "", "ref": "pr/2"}
+    stage.arm()
+    for place, outcome, of, kept in (
+        (hook, "approval", commit, asdict(event)),
+        (hook, "checking", None, asked),
+        ("gone", "checking", None, asked),
+    ):
+        row = {"webhook_id": place, "delivery_id": f"{outcome}-{commit}", "outcome": outcome, "commit_id": of, "event": kept}
+        stage.change(sa.insert(Delivery).values({**common, **row}))
+    mine = Delivery.delivery_id == f"checking-{commit}"
+
+    def is_done() -> bool:
+        rows = stage.look(sa.select(Delivery.why).where(mine, Delivery.webhook_id.in_((hook, "gone"))))
+        return len(rows) == 2 and all(rows)
+
+    wait_until(is_done, 60)
+    stage.change(sa.delete(Delivery).where(Delivery.delivery_id.like(f"%-{commit}")))
+
+
+def _resent(stage: Stage) -> None:
+    """A notice that was refused, of a build that nobody tells of any more."""
+    build = stage.ask("short")
+    stage.ended(build)
+    common = {"project_name": "short", "build_id": build, "commit_id": "0" * 40, "context": "", "state": "SUCCEEDED"}
+    times = {"asked_ms": 1, "created_ms": now_ms(), "due_ms": 0, "settled_ms": now_ms()}
+    stage.change(sa.insert(Notice).values({**common, **times, "topic": f"r-{build}"[:64], "outcome": "REFUSED"}))
+    stage.arm()
+    path = f"/v1/builds/{build}/notices/resend"
+    count = sa.select(Notice.id).where(Notice.build_id == build)
+    settle(lambda: stage.farm.client.post(path), lambda: len(stage.look(count)) == 2)
+    stage.change(sa.update(Notice).where(Notice.settled_ms.is_(None)).values(settled_ms=1))
 
 
 def _delivered(place: str, data: bytes, headers: dict[str, str]) -> Any:
@@ -575,6 +635,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.hooks.receive": _hook,
     "commit.hooks.reseal": _command("secret", "reseal"),
     "commit.hooks.rotate": _hook,
+    "commit.hooks.set_provider_hook": _hook,
     "commit.hooks.update": _hook,
     "commit.inbox.Inbox._commit": _rushed,
     "commit.leases._end_each": _lost,
@@ -584,6 +645,10 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.messenger.Messenger._settle_older": _noticed,
     "notice.send": _noticed,
     "commit.missed.CatchUp._moved": _looked,
+    "commit.notices.resend": _resent,
+    "commit.redelivery.Redelivery._note": _asked_for,
+    "commit.wishes.Wishes._postpone": _wished,
+    "commit.wishes.Wishes._settle": _wished,
     "commit.leases.renew": _renewed,
     "commit.lifecycle.request_stop": _stopped,
     "commit.projects.create": _project,
