@@ -119,6 +119,8 @@ def standing_in(tls: tuple[Path, Path] | None = None) -> Iterator[Standin]:
 
 def _answer(standin: Standin, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], Any]:
     standin.asked += 1
+    if path.startswith("http://"):  # as a proxy is asked
+        path = "/" + path.partition("://")[2].partition("/")[2]
     path, _, asked = path.partition("?")
     query = dict(parse_qsl(asked, strict_parsing=True)) if asked else {}
     for name, operation in _OPERATIONS.items():
