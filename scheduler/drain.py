@@ -19,14 +19,14 @@ from scheduler.inbox import Inbox
 from scheduler.models import IS_ACCEPTED, Delivery, Webhook
 
 log = get_logger(__name__)
-LEFT_MS: Final = 5_000
+LEFT_MS: Final = 15_000
 """What has waited for longer was left by a process that died, or that has too much to do."""
 _TOGETHER: Final = 10
 _BREATH_S: Final = 0.005
 """Between two commits, so that those who wait for the database get their turn."""
-_CALM_S: Final = 0.05
-_PATIENCE_S: Final = 1.5
-"""How long those who are still to be answered go first."""
+_PATIENCE_S: Final = 5.0
+"""How long those who are still to be answered go first: git servers wait for ten seconds. Then it takes turns with them."""
+_LOOK_S: Final = 0.05
 _AGAIN_S: Final = 1.0
 Ring = Callable[[str, str], object]
 
@@ -39,6 +39,8 @@ class Clerk:
     settings: Settings
     ring: Ring
     stop: threading.Event
+    is_pressed: Callable[[], bool] = lambda: False
+    """Whether others are to have as much of the time."""
 
     def act(self, *, older_ms: int = 0) -> bool:
         """Act on some of each webhook's deliveries that wait since `older_ms` at least. False where there was nothing to do.
@@ -48,11 +50,13 @@ class Clerk:
         with self.db.reading() as session:
             old = sa.select(Delivery.webhook_id).where(IS_ACCEPTED, Delivery.received_ms <= now_ms() - older_ms)
             waiting = session.scalars(old.group_by(Delivery.webhook_id).order_by(sa.func.min(Delivery.id))).all()
-        done = False
+        done, pause_s = False, _BREATH_S
         for webhook_id in waiting:
-            if self.stop.wait(_BREATH_S):
+            if self.stop.wait(pause_s):
                 return False
+            began = time.monotonic()
             done = self._act_on(webhook_id) or done
+            pause_s = time.monotonic() - began if self.is_pressed() else _BREATH_S
         return done
 
     def _act_on(self, webhook_id: str) -> bool:
@@ -132,7 +136,7 @@ class Drain:
 
     def __init__(self, db: Database, settings: Settings, ring: Ring, inbox: Inbox) -> None:
         self._stop = threading.Event()
-        self._clerk = Clerk(db=db, settings=settings, ring=ring, stop=self._stop)
+        self._clerk = Clerk(db=db, settings=settings, ring=ring, stop=self._stop, is_pressed=inbox.is_pressed)
         self._inbox = inbox
         self._lock = threading.Lock()
         self._more = False
@@ -157,8 +161,8 @@ class Drain:
     def _work(self) -> None:
         patient_until = time.monotonic() + _PATIENCE_S
         while True:
-            while self._inbox.quiet_s() < _CALM_S and time.monotonic() < patient_until and not self._stop.is_set():
-                self._stop.wait(_CALM_S)
+            while self._inbox.is_pressed() and time.monotonic() < patient_until and not self._stop.is_set():
+                self._stop.wait(_LOOK_S)
             with self._lock:
                 if self._stop.is_set() or not self._more:
                     self._thread = None

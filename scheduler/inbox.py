@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -23,6 +23,8 @@ from scheduler.db import Database, now_ms
 from scheduler.models import IS_ACCEPTED, Delivery
 
 ACCEPTED: Final = "accepted"
+_CALM_S: Final = 0.05
+"""When none has come for so long, a rush is over."""
 WHY: Final = "many come at once: it is noted, and acted on behind this answer"
 PART: Final = -1
 _HEARD: Final = TypeAdapter(Heard)
@@ -54,14 +56,25 @@ class Arrival:
         return self.heard.events[0].commit if self.heard.events else None
 
 
+def _insert(insert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert | postgresql.Insert:
+    again = {name: insert.excluded[name] for name in ("received_ms", "outcome", "why", "event")}
+    key = ("webhook_id", "delivery_id", "part")
+    return insert.on_conflict_do_update(index_elements=key, set_=again, where=Delivery.outcome != ACCEPTED)
+
+
+_INSERT: Final = {
+    "sqlite": _insert(sqlite.insert(cast(sa.Table, Delivery.__table__))),
+    "postgresql": _insert(postgresql.insert(cast(sa.Table, Delivery.__table__))),
+}
+"""Made once, as making it costs more than carrying it out."""
+
+
 def note(session: Session, arrivals: Sequence[Arrival]) -> None:
     """Note what came, in the order given. What waits already is not noted twice."""
     now = session.execute(sa.select(now_ms())).scalar_one()
     rows = [row(one, now) for one in arrivals]
-    insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(Delivery)
-    again = {name: insert.excluded[name] for name in ("received_ms", "outcome", "why", "event")}
-    key = ("webhook_id", "delivery_id", "part")
-    session.execute(insert.on_conflict_do_update(index_elements=key, set_=again, where=Delivery.outcome != ACCEPTED), rows)
+    connection = session.connection()
+    connection.execute(_INSERT[connection.dialect.name], rows)
 
 
 def row(one: Arrival, now: int) -> dict[str, Any]:
@@ -134,9 +147,9 @@ class Inbox:
             with self._lock:
                 self._inside -= 1
 
-    def quiet_s(self) -> float:
-        """For how long none has come."""
-        return time.monotonic() - self._last_s
+    def is_pressed(self) -> bool:
+        """Whether some are still to be answered, or more are likely to come at once."""
+        return self._inside > 0 or time.monotonic() - self._last_s < _CALM_S
 
     def put(self, arrival: Arrival) -> None:
         """Note a delivery. When this returns, it is on durable storage. Whoever is first commits for all who wait meanwhile."""
