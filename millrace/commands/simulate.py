@@ -33,6 +33,7 @@ BOOT_S: Final = 30.0
 _OF_WORKERS: Final[dict[str, tuple[str, click.ParamType[Any]]]] = {
     "slots": ("slots", click.IntRange(1, 256)),
     "boot-time": ("boot_s", click.FloatRange(0, 86_400)),
+    "leave-time": ("leave_s", click.FloatRange(0, 86_400)),
     "cost": ("cost", click.FloatRange(0, 1_000_000)),
     "every": ("every_s", click.FloatRange(0.1, 3600)),
 }
@@ -52,6 +53,9 @@ _UNITS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 @click.option("--slots", type=_OF_WORKERS["slots"][1], help="Builds that a worker runs at once.")
 @click.option(
     "--boot-time", "boot_s", type=_OF_WORKERS["boot-time"][1], help="Seconds until a worker that was asked for is there."
+)
+@click.option(
+    "--leave-time", "leave_s", type=_OF_WORKERS["leave-time"][1], default=5, help="Seconds until one that leaves is gone."
 )
 @click.option("--cost", type=_OF_WORKERS["cost"][1], default=0, help="Price of a worker for an hour, in any currency.")
 @click.option("--every", "every_s", type=_OF_WORKERS["every"][1], default=1, help="Seconds between decisions.")
@@ -73,6 +77,7 @@ def fleet_simulate(
     until: str | None,
     slots: int | None,
     boot_s: float | None,
+    leave_s: float,
     cost: float,
     every_s: float,
     seed: int,
@@ -106,6 +111,7 @@ def fleet_simulate(
         scaling=changed(fleet.scaling, given),
         slots=slots or fleet.worker.slots,
         boot_s=_first(boot_s, live.get("bootS"), BOOT_S),
+        leave_s=leave_s,
         cost=cost,
         every_s=every_s,
     )

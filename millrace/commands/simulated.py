@@ -71,6 +71,7 @@ def _described(setting: Setting) -> str:
     said = [
         f"{scaling.minimum} to {scaling.maximum} workers of {setting.slots} slot{'s' if setting.slots > 1 else ''}",
         f"there {seconds(setting.boot_s)} after they are asked for",
+        f"gone {seconds(setting.leave_s)} after they may go",
         f"decided every {seconds(setting.every_s)}",
         f"shrinking after {seconds(scaling.shrink_after_s)}",
     ]
@@ -137,6 +138,7 @@ def _variant(variant: Variant, result: Result) -> Mapping[str, Any]:
         "scaling": setting.scaling.model_dump(mode="json", by_alias=True),
         "slots": setting.slots,
         "bootS": setting.boot_s,
+        "leaveS": setting.leave_s,
         "costPerHour": setting.cost,
         "everyS": setting.every_s,
         "waitS": _points(result.waits_s),

@@ -10,11 +10,16 @@ from scheduler.fleets.loads import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is tried: how the fleet is set, and what its workers are like. `cost` is that of a worker for an hour."""
+    """What is tried: how the fleet is set, and what its workers are like.
+
+    `boot_s`: from when a worker is asked for until it takes builds; `leave_s`: from when it has nothing to do any more and is to
+    leave until it is gone. `cost` is that of a worker for an hour, and `every_s` the time between decisions.
+    """
 
     scaling: Scaling
     slots: int = 2
     boot_s: float = 30.0
+    leave_s: float = 5.0
     cost: float = 0.0
     every_s: float = 1.0
 

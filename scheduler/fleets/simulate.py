@@ -1,9 +1,9 @@
 """What a fleet would do: a load is replayed, event by event, through the very `decide` that runs live. Pure; no time passes.
 
 Workers come `boot_s` after they were asked for, take builds first come, first served, and leave as live ones do
-(`scheduler.fleets.plan`): those that are idle go at once, the one that has been idle for longest first; one that is busy takes
-nothing more and goes when its last build has ended; one that boots is let come first. The policy is asked every `every_s`, and is
-told the medians of what it has seen by then.
+(`scheduler.fleets.plan`): those that are idle go, the one that has been idle for longest first; one that is busy takes nothing
+more and goes when its last build has ended; one that boots is let come first. The policy is asked every `every_s`, and is told
+the medians of what it has seen by then.
 """
 
 import heapq
@@ -37,9 +37,10 @@ class _What(IntEnum):
     """Events of one moment come in this order: what ends makes room for what comes, and then it is decided."""
 
     END = 0
-    READY = 1
-    ARRIVE = 2
-    DECIDE = 3
+    GONE = 1
+    READY = 2
+    ARRIVE = 3
+    DECIDE = 4
 
 
 @dataclass(eq=False)
@@ -114,6 +115,9 @@ class _Run:
                 if self._ended == len(arrivals) and self._is_settled():
                     break
                 self._push(self._next_look_s(), _What.DECIDE)
+            elif worker is not None and what == _What.GONE:
+                self._workers.remove(worker)
+                self._draining -= 1
             elif worker is not None and what == _What.READY:
                 self._join(worker)
             elif worker is not None:
@@ -167,6 +171,9 @@ class _Run:
         elif not worker.busy:
             self._leave(worker)
 
+    def _leave(self, worker: _Worker) -> None:
+        self._push(self._now_s + self._setting.leave_s, _What.GONE, worker=worker)
+
     def _decide(self) -> None:
         now_ms = self._trace.start_ms + round(self._now_s * 1000)
         staying = [worker for worker in self._workers if not worker.leaving]
@@ -199,10 +206,6 @@ class _Run:
             self._ready -= 1
             if not worker.busy:
                 self._leave(worker)
-
-    def _leave(self, worker: _Worker) -> None:
-        self._workers.remove(worker)
-        self._draining -= 1
 
     def _is_settled(self) -> bool:
         """Whether nothing is on its way: no worker that comes or leaves, no shrinking that is due."""

@@ -62,6 +62,7 @@ def test_each_combination_of_what_if_is_a_row() -> None:
         ("shrink-after", "60,600"),
         ("slots", "1,2"),
         ("boot-time", "1,60"),
+        ("leave-time", "0,60"),
         ("cost", "1,2"),
         ("every", "1,60"),
     ],

@@ -43,6 +43,7 @@ def settings_(draw: st.DrawFn) -> Setting:
         shrink_after_s=draw(st.sampled_from([0, 30, 300])),
         slots=draw(st.integers(1, 4)),
         boot_s=draw(st.sampled_from([0.0, 7.0, 60.0])),
+        leave_s=draw(st.sampled_from([0.0, 2.5, 20.0])),
         cost=draw(st.sampled_from([0.0, 1.0])),
     )
 
@@ -165,14 +166,15 @@ def test_a_burst_waits_for_its_workers_to_boot_and_goes_back_to_zero() -> None:
     assert result.peak == 2
     assert result.started == 2
     assert result.moments[-1].workers == 0
-    assert result.worker_s == 2 * 109.0  # the last ends at 50 s; that it runs is seen at 49 s, and they stay for 60 s after that
-    assert result.used_percent == pytest.approx(100 * 80 / 436)
+    # The last ends at 50 s; that it runs is seen at 49 s, they stay for 60 s after that, and leave in 5 s.
+    assert result.worker_s == 2 * 114.0
+    assert result.used_percent == pytest.approx(100 * 80 / 456)
 
 
 def test_a_worker_that_is_wanted_no_more_when_it_comes_leaves_then() -> None:
     """The second build is served by the first worker, as that comes before its own."""
     trace = a_trace((0.0, 1.0), (3.0, 1.0))
-    result = simulate(trace, a_setting(slots=1, boot_s=4.0, shrink_after_s=0, every_s=1.0))
+    result = simulate(trace, a_setting(slots=1, boot_s=4.0, leave_s=0.0, shrink_after_s=0, every_s=1.0))
     assert list(result.waits_s) == [4.0, 2.0]
     assert result.started == 2
     assert result.worker_s == (6 - 0) + (7 - 3)
