@@ -146,7 +146,7 @@ class BuildCache:
             def fetch(path: Path) -> None:
                 self.depot.download(layer.grant, path, brief=True)
 
-            path, is_new = store.use(layer.sha256, fetch, self.check)
+            path, is_new = store.use(layer.sha256, fetch, self.check, lambda text: self.say(f"Warning: {text}"))
             return path, layer.size_bytes if is_new else 0
 
         with ThreadPoolExecutor(_AT_ONCE, "layers") as pool:

@@ -1,6 +1,7 @@
 """The layers of caches on a worker, unpacked, one folder each, called by the hash of its archive.
 
-A layer is made once, never changed, and locked as long as a process uses it; the least recently used go when there are too many.
+A layer is made once, never changed (`buildenv.seals` finds one that was), and locked as long as a process uses it; the least
+recently used go when there are too many.
 In its archive, a zstd tar, a file that the layer takes away is a character device 0/0, and a folder that hides what lies below it
 has the attribute `trusted.overlay.opaque`, as the kernel's overlay keeps them. Names begin as in `buildenv.cache`.
 """
@@ -8,6 +9,7 @@ has the attribute `trusted.overlay.opaque`, as the kernel's overlay keeps them. 
 import fcntl
 import hashlib
 import os
+import secrets as randomness
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +21,7 @@ from typing import IO, Final, cast
 
 import zstandard
 
+from buildenv import seals
 from buildenv.artifacts import PART_BYTES, Hashed, part_size
 from buildenv.cache import MAX_UNPACKED_BYTES, Packed, Unusable
 from millrace.log import get_logger
@@ -28,6 +31,8 @@ _PIECE_BYTES: Final = 1024 * 1024
 _ATTRIBUTES: Final = ("user.*", "security.capability", "system.posix_acl_*", "trusted.overlay.opaque")
 _XATTRS: Final = ("--xattrs", *(f"--xattrs-include={name}" for name in _ATTRIBUTES))
 _PAUSE_S: Final = 0.02
+_HOT_S: Final = 600.0
+"""How long after its last use a layer is looked after."""
 _PATIENCE_S: Final = 600.0
 
 
@@ -38,10 +43,17 @@ class Layers:
         self._folder = folder
         self._locks: list[IO[str]] = []
 
-    def use(self, sha256: str, fetch: Callable[[Path], None], check: Callable[[], None]) -> tuple[Path, bool]:
+    def use(
+        self,
+        sha256: str,
+        fetch: Callable[[Path], None],
+        check: Callable[[], None],
+        warn: Callable[[str], None] = lambda _text: None,
+    ) -> tuple[Path, bool]:
         """The unpacked layer, fetched where it is not here yet, and whether it was; locked until `close`.
 
-        `check` is asked while another process makes it. Raises Unusable, and what `fetch` and `check` raise.
+        One that was changed here is set aside and fetched anew, of which `warn` is told. `check` is asked while another process
+        makes it. Raises Unusable, and what `fetch` and `check` raise.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         layer = self._folder / sha256
@@ -50,15 +62,18 @@ class Layers:
             lock = open(self._folder / f"{sha256}.lock", "a+")  # noqa: SIM115  # closed here or by `close`
             try:
                 if layer.is_dir() and _locked(lock, fcntl.LOCK_SH) and _is_there(lock) and layer.is_dir():
-                    os.utime(lock.name)
-                    self._locks.append(lock)
-                    return layer, False
-                if _locked(lock, fcntl.LOCK_EX) and _is_there(lock):
-                    if is_new := not layer.is_dir():
-                        self._make(layer, sha256, fetch, lock)
+                    if seals.holds(layer):
+                        os.utime(lock.name)
+                        self._locks.append(lock)
+                        return layer, False
+                    warn(f"layer {sha256[:12]} of the cache was changed on the worker; it is fetched anew")
+                    _set_aside(layer, lock)
+                    continue
+                if _locked(lock, fcntl.LOCK_EX) and _is_there(lock) and not layer.is_dir():
+                    self._make(layer, sha256, fetch, lock)
                     fcntl.flock(lock, fcntl.LOCK_SH)
                     self._locks.append(lock)
-                    return layer, is_new
+                    return layer, True
             finally:
                 if lock not in self._locks:
                     lock.close()
@@ -83,11 +98,44 @@ class Layers:
             lock.write(str(size))
             lock.flush()
             part.rename(layer)
+            seals.make(layer)
         except OSError as error:
             raise Unusable(f"it cannot be unpacked: {error}") from error
         finally:
             archive.unlink(missing_ok=True)
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _set_aside(layer: Path, lock: IO[str]) -> None:
+    """Give a changed layer, which `lock` is of, another name: builds that have it keep it, and it goes when none has it."""
+    log.warning("layer.changed", layer=layer.name)
+    aside = layer.with_name(f"{layer.name}-{randomness.token_hex(4)}")
+    folder = os.open(layer.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # of several who see it at once, one does it
+        if not _is_there(lock):
+            return
+        os.truncate(lock.name, 0)  # without a size, `evict` takes it for half made
+        os.rename(lock.name, aside.with_suffix(".lock"))
+        seals.of(layer).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            layer.rename(aside)
+    finally:
+        os.close(folder)
+
+
+def look_after(folder: Path) -> int:
+    """Look at the layers that were used of late, so that builds need not; how many were changed, and are set aside."""
+    changed = 0
+    for path in folder.glob("*.lock"):
+        layer = path.with_suffix("")
+        if path.stat().st_mtime < time.time() - _HOT_S or not layer.is_dir() or not seals.of(layer).is_file():
+            continue
+        with open(path, "a+") as lock:
+            if _locked(lock, fcntl.LOCK_SH) and _is_there(lock) and not seals.holds(layer, trust_s=seals.TRUST_S / 2):
+                _set_aside(layer, lock)
+                changed += 1
+    return changed
 
 
 def _locked(lock: IO[str], how: int) -> bool:
@@ -113,6 +161,7 @@ def evict(folder: Path, most_bytes: int) -> int:
     """
     if not folder.is_dir():
         return 0
+    look_after(folder)
     locks = sorted(folder.glob("*.lock"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = gone = 0
     for path in locks:
@@ -127,7 +176,8 @@ def evict(folder: Path, most_bytes: int) -> int:
                 continue
             for end in ("", ".part"):
                 shutil.rmtree(path.with_suffix(end), ignore_errors=True)
-            path.with_suffix(".tar.zst").unlink(missing_ok=True)
+            for end in (".tar.zst", ".seal"):
+                path.with_suffix(end).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             gone += 1
     if gone:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from buildenv import layers, mounts
+from buildenv import layers, mounts, seals
 from tests.benchmarks.samples import OURS, Sample, Scale
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -22,6 +22,7 @@ PLACE: Final = "/dev/shm"  # a disk that trees are removed from again and again 
 TREES: Final = ("node_modules", "site-packages")
 RESTORE, SAVE, AGAIN = "restore of a cache", "save of a cache", "save after a change of 1 % of the files"
 WARM: Final = f"{OURS}, on a worker that has it"
+LOOKED: Final = f"{OURS}, on a worker that has it, and has not looked at it for a minute"
 
 
 def seconds(work: Callable[..., object], *given: str) -> float:
@@ -65,11 +66,18 @@ def measure(root: Path, changed: list[str]) -> Iterator[tuple[str, str, float]]:
         place.mkdir(parents=True)
     merged, upper, work = places
 
+    def look() -> None:
+        """What is added where nobody has looked at the layer for a while."""
+        seal = seals.of(store / whole[0].sha256)
+        os.utime(seal, (0, 0))
+        use()
+
     def restore() -> None:
         use()
         mounts.overlay(merged, [store / whole[0].sha256 / "tree"], upper, work)
 
     yield RESTORE, WARM, seconds(restore)
+    yield RESTORE, LOOKED, seconds(look)
     for relative in changed:
         (merged / relative).write_text("changed")
     yield AGAIN, OURS, seconds(lambda: layers.pack(root / "upper", ["tree"], root / "layer", max_bytes=MOST))

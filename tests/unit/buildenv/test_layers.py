@@ -3,12 +3,13 @@
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from buildenv import cache, layers
+from buildenv import cache, layers, seals
 from buildenv.layers import Layers
 
 SIZE = 100_000
@@ -87,6 +88,94 @@ def test_a_layer_whose_size_was_lost_goes_and_keeps_no_other_from_going(tmp_path
     path.with_suffix(".lock").write_bytes(bytes(6))  # as a file system may leave it when the power fails
     assert layers.evict(store, 10**9) == 1
     assert list(store.iterdir()) == []
+
+
+def _overwritten(layer: Path) -> None:
+    """With as many bytes, and the time that it had."""
+    time.sleep(0.02)  # the kernel's times have ticks, of 10 ms at most
+    file = layer / "source" / "deps" / "one"
+    before = file.stat()
+    with open(file, "r+b") as opened:
+        opened.write(b"X")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "overwritten": _overwritten,
+    "another mode": lambda layer: (layer / "source" / "deps" / "one").chmod(0o777),
+    "added": lambda layer: (layer / "source" / "deps" / "new").write_text("x"),
+    "removed": lambda layer: (layer / "source" / "deps" / "hard").unlink(),
+    "renamed": lambda layer: (layer / "source" / "deps" / "hard").rename(layer / "source" / "deps" / "soft"),
+    "a folder": lambda layer: (layer / "source" / "new").mkdir(),
+    "without a seal": lambda layer: seals.of(layer).unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_layer_that_was_changed_is_fetched_anew_and_said(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    made, store, times, said = packed(tmp_path, "one"), tmp_path / "store", list[int](), list[str]()
+    first, second = Layers(store), Layers(store)
+    path, _ = first.use(made.sha256, fetched(made, times), lambda: None)
+    change(path)
+    if seals.of(path).exists():
+        os.utime(seals.of(path), (0, 0))
+    kept = os.open(path, os.O_RDONLY)
+    path, is_new = second.use(made.sha256, fetched(made, times), lambda: None, said.append)
+    assert (is_new, times) == (True, [1, 1])
+    assert said == [f"layer {made.sha256[:12]} of the cache was changed on the worker; it is fetched anew"]
+    assert (path / "source" / "deps" / "one").read_bytes() == b"o" * SIZE
+    assert sorted(file.name for file in (path / "source" / "deps").iterdir()) == ["hard", "one"]
+    assert os.listdir(kept), "the build that has the changed one keeps it"
+    os.close(kept)
+    assert second.use(made.sha256, fetched(made, times), lambda: None) == (path, False)
+    first.close()
+    assert layers.evict(store, 10**9) == 1, "the changed one goes once no build has it"
+    assert [one.name for one in store.iterdir() if one.is_dir()] == [made.sha256]
+    second.close()
+
+
+def test_a_layer_is_looked_at_once_a_minute_at_most_and_between_builds(tmp_path: Path) -> None:
+    made, store, times = packed(tmp_path, "one"), tmp_path / "store", list[int]()
+    keeper = Layers(store)
+    path, _ = keeper.use(made.sha256, fetched(made, times), lambda: None)
+    seal = seals.of(path)
+    assert keeper.use(made.sha256, fetched(made, times), lambda: None) == (path, False)
+    os.utime(seal, (0, 0))
+    assert keeper.use(made.sha256, fetched(made, times), lambda: None) == (path, False)
+    assert seal.stat().st_mtime > 1_000_000, "it was looked at, and is trusted for another minute"
+    before = seal.stat().st_mtime - seals.TRUST_S
+    os.utime(seal, (before, before))
+    assert layers.look_after(store) == 0
+    assert seal.stat().st_mtime > before + 1
+    _overwritten(path)
+    os.utime(seal, (before, before))
+    assert layers.look_after(store) == 1
+    keeper.close()
+    assert keeper.use(made.sha256, fetched(made, times), lambda: None)[1]
+    keeper.close()
+
+
+def test_of_many_who_see_a_change_at_once_all_get_the_new_layer(tmp_path: Path) -> None:
+    made, store, times = packed(tmp_path, "one"), tmp_path / "store", list[int]()
+    holder = Layers(store)
+    path, _ = holder.use(made.sha256, fetched(made, times), lambda: None)
+    _overwritten(path)
+    os.utime(seals.of(path), (0, 0))
+    keepers, got = [Layers(store) for _ in range(8)], list[bytes]()
+
+    def ask(keeper: Layers) -> None:
+        layer, _is_new = keeper.use(made.sha256, fetched(made, times), lambda: None)
+        got.append((layer / "source" / "deps" / "one").read_bytes()[:1])
+
+    threads = [threading.Thread(target=ask, args=(keeper,)) for keeper in keepers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [b"o"] * 8
+    assert times == [1, 1]
+    for keeper in (holder, *keepers):
+        keeper.close()
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-30], lambda data: data + b"x", lambda _data: b""], ids=range(3))
