@@ -8,7 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from millrace.errors import InfraProblem, MillraceError
 from scheduler import dispatch, guard, leases
-from scheduler.fsck import objects, outside, queue, records
+from scheduler.fsck import deliveries, objects, outside, queue, records
 from scheduler.fsck.terms import SHOWN, Check, Finding, NotHere, Scope, Standing
 
 
@@ -133,7 +133,13 @@ INVARIANTS: Final[Sequence[Invariant]] = (
         how="in `--journal FILE`, accepted requests of one key name one build and, where the lines say it, one `body`",
         check=outside.one_key_one_build,
     ),
-    Invariant(number=12, name="One webhook delivery, one build", how="webhooks are not built yet", not_built=True),
+    Invariant(
+        number=12,
+        name="One webhook delivery, one build",
+        how="a delivery that started a build names one that is there, and no other delivery of an event names it; none is acted "
+        "on five minutes late",
+        check=deliveries.one_delivery_one_build,
+    ),
     Invariant(
         number=13,
         name="Workers, projects and fleets keep to their limits",

@@ -33,7 +33,7 @@ from scheduler.dispatch import Bell
 from scheduler.fleets import records
 from scheduler.fsck import Finding, Scope, Standing, Thing
 from scheduler.leases import hash_token
-from scheduler.models import Artifact, Attempt, Build, Event, Fleet, LogChunk, Notice, Outbox, Phase, Project, Worker
+from scheduler.models import Artifact, Attempt, Build, Delivery, Event, Fleet, LogChunk, Notice, Outbox, Phase, Project, Worker
 from scheduler.sweeper import Sweeper
 from tests.support.farm import need_engine, wait_until
 from tests.support.load import Load
@@ -175,7 +175,6 @@ def test_a_well_farm_is_not_blamed(farm: Farm) -> None:
         assert {one.number: one.faults for one in findings if one.faults} == {}
         unchecked = {one.number: one.standing for one in findings if one.standing is not Standing.OK}
         assert unchecked == {
-            12: Standing.NOT_BUILT,
             19: Standing.NOT_BUILT,
             20: Standing.UNCHECKED,
         }
@@ -261,6 +260,17 @@ def _over_fleet_limit(farm: Farm) -> None:
     farm.update(Fleet, {"modified_ms": Fleet.modified_ms - HOUR_MS})
 
 
+def _deliver(*rows: dict[str, Any]) -> Callable[[Farm], None]:
+    def plant(farm: Farm) -> None:
+        common = {"webhook_id": "w", "project_name": "demo", "what": "PUSH", "why": "", "received_ms": now_ms()}
+        with farm.db.transaction() as session:
+            for number, row in enumerate(rows):
+                values = {**common, "delivery_id": f"d{number}", "outcome": "build", "build_id": farm.done, **row}
+                session.add(Delivery(**values))
+
+    return plant
+
+
 PLANTS: list[tuple[str, int, Callable[[Farm], None], str]] = [
     ("past its deadline", 2, _set(Build, "running", {"deadline_ms": now_ms() - HOUR_MS}), "{running} is CLAIMED and ran past"),
     ("lease", 2, _set(Build, "running", {"lease_expires_ms": now_ms() - HOUR_MS}), "{running} is CLAIMED and has a lease"),
@@ -268,6 +278,10 @@ PLANTS: list[tuple[str, int, Callable[[Farm], None], str]] = [
     ("nobody's", 2, _set(Build, "running", {"lease_owner": None}), "{running} is CLAIMED and is held, but"),
     ("ended twice", 3, _end_twice, "{done} is SUCCEEDED and has 2 terminal events"),
     ("never ended", 3, _no_end, "{done} is SUCCEEDED and has 0 terminal events"),
+    ("delivery of nothing", 12, _deliver({"build_id": "demo:x"}), "delivery d0 of demo started demo:x, which is not in"),
+    ("two deliveries", 12, _deliver({}, {"what": "PULL_REQUEST_CREATED"}), "2 deliveries started {done}"),
+    ("a late delivery", 12, _deliver({"outcome": "accepted", "received_ms": 1}), "delivery d0 of demo is still accepted"),
+    ("a late comment", 12, _deliver({"outcome": "checking", "received_ms": 1}), "delivery d0 of demo is still checking"),
     ("changed", 3, _set(Build, "done", {"state": "FAILED", "reason": "user.exit_code"}), "{done} is FAILED, its last event"),
     (
         "other reason",
@@ -337,6 +351,11 @@ def test_what_is_wrong_in_the_records_is_named(farm: Farm, number: int, plant: C
         farm.look(number),
         words.format(**{name: getattr(farm, name) for name in ("done", "retried", "stopped", "running", "queued")}),
     )
+
+
+def test_deliveries_that_tell_of_one_build_rightly_are_not_blamed(farm: Farm) -> None:
+    _deliver({}, {"what": "issue_comment created"}, {"outcome": "duplicate"}, {"outcome": "checking", "build_id": None})(farm)
+    assert not farm.look(12).faults
 
 
 def test_grace_times_keep_a_busy_farm_from_blame(farm: Farm) -> None:
