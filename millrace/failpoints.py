@@ -47,6 +47,7 @@ COMMITS: Final = (
     "fleets.marks.let_go",
     "fleets.marks.take_back",
     "fleets.records._write",
+    "held.Held._note",
     "hooks.approve",
     "hooks.create",
     "hooks.delete",

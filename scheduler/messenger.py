@@ -5,7 +5,6 @@ Sending twice is harmless, and happens where an answer is lost.
 """
 
 import random
-import ssl
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,22 +17,20 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from millrace.errors import InfraProblem, MillraceError, Unavailable
+from millrace.errors import Unavailable
 from millrace.failpoints import failpoint
 from millrace.log import get_logger
-from millrace.project import BuildSettings, ProjectSource
+from millrace.project import BuildSettings
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState
 from scheduler import notices
 from scheduler.db import Database, now_ms
+from scheduler.door import Credentials, Door
 from scheduler.models import Build, Notice
 from scheduler.notices import Outcome
 from scheduler.providers import TELL, Access, Later, Place, Refused, Report, Rest, place_of
-from scheduler.providers.rest import trust_of
 
 log = get_logger(__name__)
-Credentials = Callable[[str, ProjectSource], Access | None]
-"""What opens the API of a project's git server; None where the source has no credential. Raises MillraceError."""
 _ROUND: Final = 500
 _AT_ONCE: Final = 8
 _FAILURES: Final = 3
@@ -61,8 +58,8 @@ class Messenger:
     def __init__(
         self, db: Database, settings: Settings, credentials: Credentials, *, clock: Callable[[], int] | None = None
     ) -> None:
-        self._db, self._settings, self._credentials, self._clock = db, settings, credentials, clock
-        self._trust: ssl.SSLContext | None = None
+        self._db, self._settings, self._clock = db, settings, clock
+        self._door = Door(settings, credentials)
         self._pauses: dict[tuple[str, str], int] = {}
 
     def due(self) -> bool:
@@ -133,13 +130,13 @@ class Messenger:
                     self._hold(words[place:], self._read_clock() + _REST_MS, "the server fails for others, too")
                     break
                 try:
-                    access = self._access(word)
+                    access = self._door.access(word.build.project_name, word.wanted.source)
                     paused_until = self._pauses.get((word.place.origin, access.token), 0)
                     if paused_until > self._read_clock():
                         self._hold([word], paused_until, "the server asked for a pause")
                         continue
                     if access not in rests:
-                        rests[access] = Rest(access, self._context())
+                        rests[access] = self._door.ask(access)
                     known_as = self._tell(rests[access], word)
                 except Refused as refusal:
                     self._note(word.notice, Outcome.REFUSED, refusal.why)
@@ -171,21 +168,6 @@ class Messenger:
     def _read_clock(self) -> int:
         with self._db.reading() as session:
             return self._now(session)
-
-    def _access(self, word: _Word) -> Access:
-        try:
-            access = self._credentials(word.build.project_name, word.wanted.source)
-        except (Unavailable, InfraProblem) as problem:
-            raise Later(problem.message) from problem
-        except MillraceError as problem:
-            raise Refused(problem.message) from problem
-        if access is None:
-            raise Refused("the source has no credential: its 'auth' names a secret with the token")
-        return access
-
-    def _context(self) -> ssl.SSLContext:
-        self._trust = self._trust or trust_of(self._settings)
-        return self._trust
 
     def _tell(self, rest: Rest, word: _Word) -> str | None:
         report = self._report(word)

@@ -5,7 +5,6 @@ one which had arrived after all starts nothing twice. Of other servers, and wher
 looked at (`scheduler.missed`).
 """
 
-import ssl
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +16,17 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from millrace.errors import InfraProblem, MillraceError, Unavailable
+from millrace.errors import Unavailable
 from millrace.log import get_logger
 from millrace.project import ProjectSettings, ProjectSource
 from millrace.settings import Settings
 from millrace.webhook import Provider
 from scheduler.db import Database, now_ms
-from scheduler.messenger import Credentials
+from scheduler.door import Credentials, Door
 from scheduler.models import Delivery, Project, Webhook
 from scheduler.providers import Later, Refused, Rest, place_of
 from scheduler.providers.github import ask, repository
-from scheduler.providers.rest import segment, trust_of
+from scheduler.providers.rest import segment
 
 log = get_logger(__name__)
 _KEPT_MS: Final = 3 * 24 * 3_600_000
@@ -69,8 +68,8 @@ class Redelivery:
     def __init__(
         self, db: Database, settings: Settings, credentials: Credentials, *, clock: Callable[[], int] | None = None
     ) -> None:
-        self._db, self._settings, self._credentials, self._clock = db, settings, credentials, clock
-        self._trust: ssl.SSLContext | None = None
+        self._db, self._settings, self._clock = db, settings, clock
+        self._door = Door(settings, credentials)
         self._unread: set[str] = set()
         self._rests: dict[str, int] = {}
 
@@ -114,18 +113,8 @@ class Redelivery:
     def _one(self, hook: _Hook, now: int) -> int:
         """Have what did not arrive delivered again, in the order in which it happened."""
         attempts: dict[str, list[_Attempt]] = defaultdict(list)
-        try:
-            access = self._credentials(hook.project, hook.source)
-        except (Unavailable, InfraProblem) as problem:
-            raise Later(problem.message) from problem
-        except MillraceError as problem:
-            raise Refused(problem.message) from problem
-        if access is None:
-            raise Refused("the source has no credential: its 'auth' names a secret with the token")
-        self._trust = self._trust or trust_of(self._settings)
-        rest = Rest(access, self._trust)
         asked = 0
-        try:
+        with self._door.opened(hook.project, hook.source) as rest:
             where = f"{repository(place_of(hook.source))}/hooks/{segment(hook.provider_hook_id)}/deliveries"
             for one in self._listed(rest, where, hook.since_ms):
                 attempts[one.guid].append(one)
@@ -138,8 +127,6 @@ class Redelivery:
                 ask(rest, "POST", f"{where}/{segment(newest.id)}/attempts")
                 asked += 1
                 log.warning("webhook.redelivered", project=hook.project, delivery_id=newest.guid, what=newest.event)
-        finally:
-            rest.close()
         return asked
 
     @staticmethod

@@ -18,8 +18,9 @@ from millrace.ids import cache_prefix, log_key, log_list_key, staging_prefix
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.storage import Store
-from scheduler import caches, dispatch, drain, leases, logs, messenger, missed, publication, redelivery, wishes
+from scheduler import caches, dispatch, drain, held, leases, logs, messenger, missed, publication, redelivery, wishes
 from scheduler.db import Database, now_ms
+from scheduler.door import Credentials
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
 from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Notice, Outbox, Worker
@@ -54,7 +55,7 @@ class Sweeper:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         look: missed.Look | None = None,
-        credentials: messenger.Credentials | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._db, self._bell, self._store, self._settings = db, bell, store, settings
         self._monotonic = monotonic
@@ -62,6 +63,7 @@ class Sweeper:
         self._catch_up = missed.CatchUp(db, settings, look) if look is not None else None
         self._messenger = messenger.Messenger(db, settings, credentials) if credentials is not None else None
         self._redelivery = redelivery.Redelivery(db, settings, credentials) if credentials is not None else None
+        self._held = held.Held(db, settings, credentials) if credentials is not None else None
         self._wishes = wishes.Wishes(db, settings, credentials) if credentials is not None else None
         self._leaving = threading.Event()
         self._clerk = drain.Clerk(db=db, settings=settings, ring=partial(dispatch.ring_now, db, bell), stop=self._leaving)
@@ -88,6 +90,7 @@ class Sweeper:
             self._ask_for_deliveries,
             self._tell_git_servers,
             self._look_up_approvers,
+            self._tell_what_is_held,
             self._tend_store,
         )
         return True
@@ -146,6 +149,11 @@ class Sweeper:
         asking = self._redelivery
         if asking is not None and asking.due():
             self._run_beside("redelivery", lambda: asking.run(self._leaving))
+
+    def _tell_what_is_held(self) -> None:
+        telling = self._held
+        if telling is not None and telling.due():
+            self._run_beside("held", lambda: telling.run(self._leaving))
 
     def _look_up_approvers(self) -> None:
         asking = self._wishes

@@ -4,7 +4,6 @@ A delivery's row waits as `checking`, with what is asked, in its `event`; so no 
 for again for an hour, and then is no approval. The row of the comment, that of the pull request and the build come in one commit.
 """
 
-import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,18 +13,17 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from millrace.errors import InfraProblem, MillraceError, Unavailable
+from millrace.errors import MillraceError, Unavailable
 from millrace.log import get_logger
 from millrace.project import ProjectSettings, ProjectSource
 from millrace.settings import Settings
 from millrace.webhook import PullRequestBuildPolicy, WebhookSettings, Wish
 from scheduler import approvers, hooks
 from scheduler.db import Database, now_ms
+from scheduler.door import Credentials, Door
 from scheduler.hooks import Outcome, Result
-from scheduler.messenger import Credentials
 from scheduler.models import Delivery, Project, Webhook
-from scheduler.providers import Later, Place, Refused, Rest, place_of
-from scheduler.providers.rest import trust_of
+from scheduler.providers import Later, Place, Refused, place_of
 from scheduler.providers.roles import ROLE
 
 log = get_logger(__name__)
@@ -57,8 +55,8 @@ class Wishes:
     def __init__(
         self, db: Database, settings: Settings, credentials: Credentials, *, clock: Callable[[], int] | None = None
     ) -> None:
-        self._db, self._settings, self._credentials, self._clock = db, settings, credentials, clock
-        self._trust: ssl.SSLContext | None = None
+        self._db, self._settings, self._clock = db, settings, clock
+        self._door = Door(settings, credentials)
         self._noes: dict[tuple[str, str], tuple[int, str]] = {}
 
     def due(self) -> bool:
@@ -139,20 +137,8 @@ class Wishes:
         if look_up is None:
             raise Refused(f"of a source of type {asked.source.type} nobody says who may write")
         place: Place = place_of(asked.source)
-        try:
-            access = self._credentials(asked.project, asked.source)
-        except (Unavailable, InfraProblem) as problem:
-            raise Later(problem.message) from problem
-        except MillraceError as problem:
-            raise Refused(problem.message) from problem
-        if access is None:
-            raise Refused("the source has no credential: its 'auth' names a secret with the token")
-        self._trust = self._trust or trust_of(self._settings)
-        rest = Rest(access, self._trust)
-        try:
+        with self._door.opened(asked.project, asked.source) as rest:
             return look_up(rest, place, asked.wish.person_id, asked.wish.person)
-        finally:
-            rest.close()
 
     def _approve(self, asked: _Asked, by: str) -> bool:
         """Start the build, and settle the comment, in one commit."""

@@ -10,7 +10,7 @@ from millrace.contract import SecretReference
 from millrace.project import ProjectSource
 from millrace.secrets import SecretProvider, values_of
 from millrace.settings import Settings
-from scheduler.messenger import Credentials
+from scheduler.door import Credentials
 from scheduler.missed import Look
 from scheduler.providers import Access
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from millrace.vocabulary import BuildState
-from scheduler.providers.rest import Answer, Place, Refused, Report, Rest, segment
+from scheduler.providers.rest import Access, Answer, Place, Refused, Report, Rest, segment
 
 _STATES: Final = {
     BuildState.QUEUED: "pending",
@@ -35,7 +35,7 @@ _OLD_CHECK: Final = "status "
 
 def tell(rest: Rest, report: Report) -> str | None:
     """A check run where an app's token allows one, else a commit status."""
-    if rest.access.token.startswith(_APP_TOKEN) and report.known_as != _OLD_CHECK:
+    if makes_checks(rest.access) and report.known_as != _OLD_CHECK:
         try:
             return _check(rest, report)
         except Refused as refusal:
@@ -52,7 +52,12 @@ def tell(rest: Rest, report: Report) -> str | None:
             "context": report.context,
         },
     )
-    return _OLD_CHECK if rest.access.token.startswith(_APP_TOKEN) else None
+    return _OLD_CHECK if makes_checks(rest.access) else None
+
+
+def makes_checks(access: Access) -> bool:
+    """True for an app's token, with which builds are check runs, where they may be: a status beside them would stand for ever."""
+    return access.token.startswith(_APP_TOKEN)
 
 
 def _check(rest: Rest, report: Report) -> str | None:

@@ -448,7 +448,7 @@ def _asked_for(stage: Stage) -> None:
 
 
 def _wished(stage: Stage) -> None:
-    """Comments that approve: the server of one is away, the webhook of the other is gone."""
+    """Comments that approve: the server of one is away, the webhook of the other is gone. Nor can it be told that one waits."""
     path, commit = "/v1/projects/told/webhook", secrets.token_hex(20)
     settle(lambda: stage.farm.client.post(path, {}), lambda: _is_there(stage, path))
     (hook,) = stage.look(sa.select(Webhook.id).where(Webhook.project_name == "told"))
@@ -468,7 +468,8 @@ def _wished(stage: Stage) -> None:
 
     def is_done() -> bool:
         rows = stage.look(sa.select(Delivery.why).where(mine, Delivery.webhook_id.in_((hook, "gone"))))
-        return len(rows) == 2 and all(rows)
+        told = stage.look(sa.select(Delivery.event).where(Delivery.delivery_id == f"approval-{commit}"))
+        return len(rows) == 2 and all(rows) and all("tries" in (one or {}) for one in told)
 
     wait_until(is_done, 60)
     stage.change(sa.delete(Delivery).where(Delivery.delivery_id.like(f"%-{commit}")))
@@ -629,6 +630,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "commit.drain.Clerk._give_up": _waiting,
     "commit.drain.Clerk._take": _waiting,
     "commit.fleets.records._write": _fleet,
+    "commit.held.Held._note": _wished,
     "commit.hooks.approve": _approved,
     "commit.hooks.create": _hook,
     "commit.hooks.delete": _hook,
