@@ -235,10 +235,10 @@ class DockerEngine:
         files = min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         return {
             "init": True,  # Reaps; without, zombies use up the pids.
-            "cap_drop": ["ALL"],
-            "cap_add": list(CAPABILITIES),
-            "security_opt": ["no-new-privileges"],
-            "privileged": False,
+            "cap_drop": None if spec.privileged else ["ALL"],
+            "cap_add": None if spec.privileged else list(CAPABILITIES),
+            "security_opt": None if spec.privileged else ["no-new-privileges"],
+            "privileged": spec.privileged,
             "pids_limit": spec.pids,
             "mem_limit": memory,
             "memswap_limit": memory,  # Equal: no swap.

@@ -64,6 +64,8 @@ class ContainerSpec:
     pids: int = 4096
     network: str = "bridge"
     hostname: str = "build"
+    privileged: bool = False
+    """All that root of the host may: for builds that run a Docker daemon of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from typing import IO, Final, cast
 
 import zstandard
 
-from buildenv import seals
+from buildenv import daemonstore, seals
 from buildenv.artifacts import PART_BYTES, Hashed, part_size
 from buildenv.cache import MAX_UNPACKED_BYTES, Packed, Unusable
 from millrace.log import get_logger
@@ -157,8 +157,9 @@ def _is_there(lock: IO[str]) -> bool:
 def evict(folder: Path, most_bytes: int) -> int:
     """Remove the least recently used layers until the rest has at most `most_bytes`; how many went. What is used stays.
 
-    What a process left half made that was ended goes, too.
+    What a process left half made that was ended goes, too. What Docker daemons of builds keep may have as much beside.
     """
+    daemonstore.evict(folder / daemonstore.FOLDER, most_bytes)
     if not folder.is_dir():
         return 0
     look_after(folder)

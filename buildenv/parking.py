@@ -4,7 +4,7 @@ Nothing of a build is known to a container that waits: its environment, source a
 workspace. So a parked container is as fresh as one that is made for its build, and a build cannot tell the two apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Mould(Shape):
     pids: int
     network: str
     ca_bundle: Path | None = None
+    privileged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,10 @@ class Parked:
         engine.remove(self.container_id)
 
 
-def make(engine: Engine, mould: Mould, place: Workspace, *, name: str, labels: Mapping[str, str]) -> str:
-    """A container from `mould` over the workspace, which is laid out; it does not run yet. Its id."""
+def make(
+    engine: Engine, mould: Mould, place: Workspace, *, name: str, labels: Mapping[str, str], more: Sequence[Mount] = ()
+) -> str:
+    """A container from `mould` over the workspace, which is laid out, with `more` mounts; it does not run yet. Its id."""
     mounts = [Mount(source=place.output, target=workspace.OUTPUT_INSIDE)]
     mounts.append(Mount(source=place.readonly, target=workspace.READONLY_INSIDE, read_only=True))
     if mould.ca_bundle is not None:
@@ -56,12 +59,13 @@ def make(engine: Engine, mould: Mould, place: Workspace, *, name: str, labels: M
             name=name,
             image=mould.image,
             command=RUNNER_COMMAND,
-            mounts=tuple(mounts),
+            mounts=(*mounts, *more),
             labels=labels,
             cpus=mould.cpus,
             memory_bytes=mould.memory_bytes,
             pids=mould.pids,
             network=mould.network,
+            privileged=mould.privileged,
         )
     )
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from buildenv import parking, uploads, variables
+from buildenv import daemonstore, parking, uploads, variables
 from buildenv.artifacts import Outside
 from buildenv.buildlog import BuildLog
 from buildenv.buildspec import Buildspec, Command, OnFailure, PhaseSpec
 from buildenv.caching import BuildCache
 from buildenv.depot import Depot
-from buildenv.engine import Console, Engine, Image
+from buildenv.engine import Console, Engine, Image, Mount
 from buildenv.layers import Layers, stream
 from buildenv.parking import Mould, Parked
 from buildenv.preparation import Preparation
@@ -213,6 +213,7 @@ class _Attempt:
         self._variables: Mapping[str, str] = {}
         self._secret_names: frozenset[str] = frozenset()
         self._cache: BuildCache | None = None
+        self._daemon: daemonstore.DaemonStore | None = None
         self._last_phase: PhaseType | None = None
         self._commands_ran = False
         self._oom_said = False
@@ -289,16 +290,17 @@ class _Attempt:
 
     def _provision(self) -> Image:
         """The image is on the host, the workspace is laid out, the container is made, and runs or begins to."""
-        if self._settings.environment.privileged_mode:
+        if self._settings.environment.privileged_mode and not self._job.mould.privileged:
             raise BuildProblem(
                 "privilegedMode is not served by this fleet",
                 reason=Reason.BAD_IMAGE,
-                hint="Set privilegedMode to false.",
+                hint="Set privilegedMode to false, or have the operator set MILLRACE_PRIVILEGED for its workers.",
             )
         self._check_stop()
         mould, parked = self._job.mould, self._job.parked
         name = container_name(self._claim.build_id, self._claim.attempt_no)
-        if parked is not None and parked.mould == mould:
+        more = self._daemon_store()
+        if parked is not None and parked.mould == mould and not more:
             self._container, self._console, self._image = parked.container_id, parked.console, parked.image
             self._aside("rename", lambda: self._adopt(parked, name))
         else:
@@ -306,7 +308,7 @@ class _Attempt:
                 parked.drop(self._engine)
             self._image = self._engine.ensure_image(mould.image)
             self._workspace.make()
-            self._container = parking.make(self._engine, mould, self._workspace, name=name, labels=self._job.labels)
+            self._container = parking.make(self._engine, mould, self._workspace, name=name, labels=self._job.labels, more=more)
             self._begun = self._begin(self._container)
         self._workspace.add_sources()
         return self._image
@@ -326,6 +328,27 @@ class _Attempt:
 
         self._aside("start", work)
         return begun
+
+    def _daemon_store(self) -> list[Mount]:
+        """What a Docker daemon of the build's own finds of the project's last build, where the project wants that."""
+        wanted = self._settings.cache
+        if wanted.type != "LOCAL" or daemonstore.MODE not in (wanted.modes or ()):
+            return []
+        if not self._job.mould.privileged or self._job.layers is None:
+            why = "MILLRACE_CACHE_BYTES is 0" if self._job.mould.privileged else "privilegedMode is not set"
+            self._log.say(f"{daemonstore.MODE} has no effect: {why}")
+            return []
+        self._daemon = daemonstore.DaemonStore(self._job.layers / daemonstore.FOLDER)
+        try:
+            folder = self._daemon.take(self._settings.project_name)
+        except OSError as error:
+            self._log.say(f"Warning: no Docker layer cache: {error}")
+            return []
+        if folder is None:
+            self._log.say("No Docker layer cache: another build of this project has it; going on without")
+            return []
+        self._log.say(f"The project's Docker layer cache is at {daemonstore.INSIDE}")
+        return [Mount(source=folder, target=daemonstore.INSIDE)]
 
     def _adopt(self, parked: Parked, name: str) -> None:
         """Look whether the parked container is still what this build would be given, while its sources are fetched."""
@@ -652,6 +675,8 @@ class _Attempt:
             self._without_failing("container", lambda: self._engine.remove(self._container or ""))
         if self._cache is not None:
             self._cache.close()
+        if self._daemon is not None:
+            self._without_failing("daemon store", self._daemon.close)
         image = self._image.reference if self._image else None
         self._without_failing("workspace", lambda: self._workspace.remove(self._engine, image))
 

@@ -170,6 +170,13 @@ class Settings(BaseSettings):
     ] = 20 * 1024**3
     mirrors_days: Annotated[float, Field(gt=0, description="Days without use after which a mirror is removed.")] = 14
 
+    privileged: Annotated[
+        bool,
+        Field(
+            description="Builds of projects with privilegedMode run in privileged containers, and so own this worker's host; "
+            "else they are refused."
+        ),
+    ] = False
     cache_bytes: Annotated[
         int,
         Field(ge=0, description="Unpacked layers of caches that a worker keeps, in bytes; 0: caches are copied, not mounted."),

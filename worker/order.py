@@ -78,6 +78,7 @@ def mould_of(claim: Claim, host: EngineInfo, settings: Settings) -> Mould:
         pids=settings.pids_limit,
         network=settings.network,
         ca_bundle=settings.ca_bundle or host_bundle(),
+        privileged=environment.privileged_mode and settings.privileged,
     )
 
 

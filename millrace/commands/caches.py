@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 import click
 from rich.table import Table
 
+from buildenv import daemonstore
 from millrace.client import build_path
 from millrace.commands.farm import Session, connect, day
 from millrace.commands.terminal import console, harmless, size
@@ -24,10 +25,13 @@ def cache() -> None:
 @cache.command("ls")
 @_PROJECT
 @_NAMESPACE
+@click.option("--docker", "is_docker", is_flag=True, help="What Docker daemons of builds keep on this very worker.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 @click.pass_obj
-def cache_ls(session: Session, project: str | None, namespace: str | None, as_json: bool) -> int:
+def cache_ls(session: Session, project: str | None, namespace: str | None, is_docker: bool, as_json: bool) -> int:
     """List the caches of PROJECT, or all, newest first."""
+    if is_docker:
+        return _docker_ls(session, project, as_json)
     client, found = connect(session), []
     params = _whose(project, namespace)
     while True:
@@ -55,6 +59,23 @@ def cache_ls(session: Session, project: str | None, namespace: str | None, as_js
             *(day(int(item[name] * 1000)) for name in ("created", "lastUsed")),
         )
     console.print(table if found else "No caches yet: a build that succeeds saves what its buildspec names.")
+    return 0
+
+
+def _docker_ls(session: Session, project: str | None, as_json: bool) -> int:
+    folder = session.settings.layers / daemonstore.FOLDER
+    found = [one for one in daemonstore.kept(folder) if project in (None, one.project)]
+    if as_json:
+        shown = [{"project": one.project, "sizeBytes": one.size_bytes, "lastUsed": one.used_s} for one in found]
+        click.echo(json.dumps(shown, indent=1))
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for column in ("of", "size", "last used"):
+        table.add_column(column)
+    for one in found:
+        held = "a build has it" if one.size_bytes is None else size(one.size_bytes)
+        table.add_row(_text(one.project), held, day(int(one.used_s * 1000)))
+    console.print(table if found else f"No Docker layer caches in {folder}")
     return 0
 
 

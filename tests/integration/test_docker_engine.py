@@ -13,6 +13,8 @@ from pathlib import Path
 import docker
 import pytest
 
+from buildenv import daemonstore
+from buildenv.daemonstore import DaemonStore
 from buildenv.docker_engine import DockerEngine
 from buildenv.engine import LABEL_BUILD, ContainerSpec, Mount
 from buildenv.shell import RUNNER, RUNNER_COMMAND, ContainerDied, Shell
@@ -45,7 +47,7 @@ def one_docker_engine() -> DockerEngine:
 class Box:
     """A started container with a shell in it."""
 
-    def __init__(self, image: str, *, language: str = "/bin/sh", **changes: object) -> None:
+    def __init__(self, image: str, *, language: str = "/bin/sh", more: tuple[Mount, ...] = (), **changes: object) -> None:
         self.engine = one_docker_engine()
         self.folder = Path(tempfile.mkdtemp(prefix="mr-box-"))
         (self.folder / "output" / "tmp").mkdir(parents=True)
@@ -59,6 +61,7 @@ class Box:
             "mounts": (
                 Mount(source=self.folder / "output", target="/codebuild/output"),
                 Mount(source=self.folder / "readonly", target="/codebuild/readonly", read_only=True),
+                *more,
             ),
             "labels": {LABEL_BUILD: self.label},
             "memory_bytes": 128 * 1024**2,
@@ -200,6 +203,35 @@ def test_an_images_entry_point_user_and_folder_are_set_aside(images: None) -> No
     box = Box(engine_images.HOSTILE)
     assert box.run("id -u; pwd; echo $FROM_IMAGE") == (0, "0\n/tmp\nyes\n")
     box.close()
+
+
+def test_what_a_daemon_in_a_container_kept_is_there_in_the_next_but_for_its_containers(images: None, tmp_path: Path) -> None:
+    """As far as this goes without privileges, which a daemon needs: its files are written by hand."""
+    for number in (1, 2):
+        store = DaemonStore(tmp_path / "docker")
+        folder = store.take("demo")
+        assert folder is not None
+        box = Box(engine_images.BUSYBOX, more=(Mount(source=folder, target=daemonstore.INSIDE),))
+        status, said = box.run(
+            "cd /var/lib/docker && find . -type f && mkdir -p image volumes && echo x > image/a && echo x > volumes/b"
+        )
+        assert (status, said) == (0, "" if number == 1 else "./image/a\n")
+        box.close()
+        store.close()
+
+
+def test_a_privileged_container_is_made_as_one_and_no_other_is(images: None) -> None:
+    """Made, not started: this is not the place for one."""
+    engine, client = one_docker_engine(), docker.APIClient(version="auto")
+    name = f"millrace-test-{uuid.uuid4().hex[:12]}"
+    made = engine.create(ContainerSpec(name=name, image=engine_images.BUSYBOX, command=("/bin/sh",), privileged=True))
+    try:
+        host = client.inspect_container(made)["HostConfig"]
+        assert (host["Privileged"], host["CapDrop"], host["Init"]) == (True, None, True)
+        assert "no-new-privileges" not in " ".join(host["SecurityOpt"] or [])
+    finally:
+        engine.remove(made)
+        client.close()
 
 
 def test_a_live_container_is_confined(images: None) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from buildenv import cache
+from buildenv import cache, daemonstore
+from buildenv.daemonstore import DaemonStore
 from buildenv.fake_engine import FakeEngine
 from buildenv.parking import Mould
 from buildenv.run import Job, Result, StopSignal, run
@@ -379,6 +380,41 @@ def test_a_cache_that_the_store_cannot_give_costs_nothing_but_a_line(tmp_path: P
     assert recorder.asked.keys == ("k-1",)
     assert b"Warning: the cache is not saved: the object store is away" in recorder.text
     assert result.caches == ()
+
+
+def test_a_privileged_build_finds_what_its_projects_daemon_kept_and_others_go_without(tmp_path: Path, recorder: Recorder) -> None:
+    spec = HEAD + "  build:\n    commands: [mkdir -p /var/lib/docker/image, echo kept > /var/lib/docker/image/one, "
+    spec += "mkdir -p /var/lib/docker/volumes, echo x > /var/lib/docker/volumes/v]\n"
+    reads = HEAD + "  build:\n    commands: [cat /var/lib/docker/image/one]\n"
+    settings = {"cache": {"type": "LOCAL", "modes": ["LOCAL_DOCKER_LAYER_CACHE"]}, "artifacts": {"type": "NO_ARTIFACTS"}}
+
+    def wanted(text: str, *, served: bool = True) -> Job:
+        one = job(tmp_path, text, **settings)
+        environment = one.claim.settings.environment.model_copy(update={"privileged_mode": True})
+        claim = one.claim.model_copy(update={"settings": one.claim.settings.model_copy(update={"environment": environment})})
+        mould = one.mould.model_copy(update={"privileged": served})
+        return replace(one, claim=claim, layers=tmp_path / "layers", mould=mould)
+
+    def carry(one: Job) -> Result:
+        recorder.text = b""
+        with ExitStack() as later:
+            return run(one, FakeEngine({}), recorder, recorder, StopSignal(), later)
+
+    refused = carry(wanted(spec, served=False))
+    assert (refused.verdict, refused.reason) == (Verdict.FAILED, Reason.BAD_IMAGE)
+    assert carry(wanted(reads)).verdict is Verdict.FAILED
+    assert carry(wanted(spec)).verdict is Verdict.SUCCEEDED
+    assert b"The project's Docker layer cache is at /var/lib/docker" in recorder.text
+    assert carry(wanted(reads)).verdict is Verdict.SUCCEEDED
+    assert b"\nkept\n" in recorder.text
+    holder = DaemonStore(tmp_path / "layers" / daemonstore.FOLDER)
+    root = holder.take("demo")
+    assert root is not None and sorted(path.name for path in root.rglob("*")) == ["image", "one"]
+    assert carry(wanted(reads)).verdict is Verdict.FAILED
+    assert b"No Docker layer cache: another build of this project has it; going on without" in recorder.text
+    holder.close()
+    carry(replace(job(tmp_path, spec, **settings), layers=tmp_path / "layers"))
+    assert b"LOCAL_DOCKER_LAYER_CACHE has no effect: privilegedMode is not set" in recorder.text
 
 
 def test_what_became_of_a_cache_that_was_found_is_told(tmp_path: Path, recorder: Recorder) -> None:
