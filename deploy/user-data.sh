@@ -59,22 +59,26 @@ read_secret() { # the secret's text
 }
 
 write_settings() { # what the worker knows; readable by root only
-    local secret instance
+    local secret instance generation
     secret=$(persist "reading the secret" read_secret)
     instance=$(persist "reading the instance's id" look instance-id)
+    generation=$(look tags/instance/millrace:generation 2>/dev/null || true) # none: before the farm first sized the group
     install -d -m 700 "${settings%/*}"
     {
         env | grep '^MILLRACE_' | sort
         echo "MILLRACE_WORKER_ID=$instance"
+        echo "MILLRACE_NOTICES=ec2"
         echo "MILLRACE_DATA_DIR=/var/lib/millrace"
         echo "MILLRACE_WORK_DIR=/var/lib/millrace/work"
         echo "MILLRACE_LOG_FORMAT=json"
+        if [ -n "$generation" ]; then echo "MILLRACE_GENERATION=$generation"; fi
         jq --raw-output 'to_entries[] | "\(.key)=\(.value)"' <<<"$secret"
-    } >"$settings"
-    if ! grep -q '^MILLRACE_WORKER_TOKEN=.' "$settings"; then
+    } >"$settings.new"
+    if ! grep -q '^MILLRACE_WORKER_TOKEN=.' "$settings.new"; then
         say "the secret has no MILLRACE_WORKER_TOKEN"
         return 1
     fi
+    mv "$settings.new" "$settings"
     instance_id=$instance
 }
 
@@ -129,11 +133,13 @@ StartLimitIntervalSec=0
 [Service]
 ExecStartPre=/usr/local/sbin/millrace-fence $BUILDS_REACH
 ExecStartPre=-/usr/bin/docker rm --force millrace-worker
-# Whoever holds the engine's socket is root here anyway; privileged and among the host's processes, it can also mount caches into builds.
-ExecStart=/usr/bin/docker run --name millrace-worker --rm --network host --pid host --privileged $log \\
+# The two rights, and the sight of the host's processes, are for mounting layers of caches into builds. They make nobody mightier: whoever
+# holds the engine's socket is root here anyway.
+ExecStart=/usr/bin/docker run --name millrace-worker --rm --network host --pid host $log \\
+  --cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt apparmor=unconfined \\
   --env-file $settings --volume /var/run/docker.sock:/var/run/docker.sock --volume /var/lib/millrace:/var/lib/millrace \\
   $WORKER_IMAGE worker
-ExecStop=/usr/bin/docker stop --time 110 millrace-worker
+ExecStop=-/usr/bin/docker stop --time 110 millrace-worker
 TimeoutStopSec=120
 # A worker that was asked to leave ends with 0, and is not wanted again: the farm then ends the instance.
 Restart=on-failure

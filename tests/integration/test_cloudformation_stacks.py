@@ -73,7 +73,6 @@ def test_a_fleet_can_be_set_to_the_group_of_its_stack(aws: Aws) -> None:
         aws,
         "ec2-fleet",
         RedisGroup="GROUP",
-       
         Image="example.org/millrace-worker:1",
         SecondInstanceType="m5.xlarge",
     ) as out:
