@@ -549,7 +549,9 @@ def test_payloads_of_any_shape_are_read_or_refused_and_never_break(provider: str
 
 
 _OF: dict[str, list[dict[str, Any]]] = {
-    "github": [one for one in examples() if one["event"] in ("push", "pull_request", "release", "workflow_job")][::4],
+    "github": [one for one in examples() if one["event"] in ("push", "pull_request", "release", "workflow_job", "issue_comment")][
+        ::4
+    ],
     "bitbucket": [row for row in OTHERS if row["provider"] == "bitbucket"],
     "gitlab": [row for row in OTHERS if row["provider"] == "gitlab"],
     "git": [

@@ -6,7 +6,7 @@ import pytest
 
 from api.webhooks.routes import read
 from millrace.webhook import Provider, Wish
-from tests.support.webhooks import SHA, a_comment
+from tests.support.webhooks import SHA, a_comment, examples
 
 PROVIDERS = {"github": Provider.GITHUB, "gitlab": Provider.GITLAB, "cloud": Provider.BITBUCKET, "center": Provider.BITBUCKET}
 WHO: dict[str, tuple[Any, str]] = {name: ("{7}" if name == "cloud" else 7, "mona") for name in PROVIDERS}
@@ -78,3 +78,14 @@ def test_a_comment_that_is_not_below_a_pull_request_or_not_the_senders_approves_
     assert "does not say whose" in str(wish("gitlab", body, user={"id": 8, "username": "other"}))
     assert "does not say whose" in str(wish("cloud", body, actor={"uuid": "{8}", "nickname": "other"}))
     assert "does not say whose" in str(wish("center", body, actor={"id": 8, "name": "other"}))
+
+
+def test_githubs_own_example_of_a_comment_approves_once_it_is_below_a_pull_request_and_says_so() -> None:
+    payload = next(one["payload"] for one in examples() if one["event"] == "issue_comment")
+    comment = {**payload["comment"], "body": f"/codebuild_run({SHA})"}
+    heard = read(Provider.GITHUB, {**payload, "comment": comment, "issue": {**payload["issue"], "pull_request": {}}}, None)
+    assert heard.why == "the comment is not below a pull request"  # an empty object is none
+    request = {"url": "https://api.github.com/repos/Codertocat/Hello-World/pulls/1"}
+    heard = read(Provider.GITHUB, {**payload, "comment": comment, "issue": {**payload["issue"], "pull_request": request}}, None)
+    assert heard.wish is not None
+    assert (heard.wish.commit, heard.wish.person, heard.repository_id) == (SHA, comment["user"]["login"], "186853002")
