@@ -1,6 +1,6 @@
-"""Routes of fleets: how they are set, paused and resumed."""
+"""Routes of fleets: how they are set, what they have, paused, drained and resumed."""
 
-from typing import Any
+from typing import Any, Final
 
 from flask import Blueprint
 from pydantic import Field
@@ -8,25 +8,33 @@ from pydantic import Field
 from api import jsonbody
 from api.auth import Scope, needs, principal
 from api.context import here
+from api.fleetinput import FleetInput
 from api.paging import only
+from millrace.errors import InvalidInput, ProviderTrouble
+from millrace.fleet import FleetSettings
 from millrace.project import Shape
+from millrace.vocabulary import Trouble
 from scheduler import dispatch
-from scheduler.fleets import records
+from scheduler.fleets import faces, marks, records
+from scheduler.fleets.faces import Face
+from scheduler.fleets.observe import WorkerSeen
+from scheduler.fleets.providers import open_provider
 from scheduler.fleets.records import FleetRecord
 
 blueprint = Blueprint("fleets", __name__, url_prefix="/v1/fleets")
-
-
-class FleetInput(Shape):
-    """How a fleet is set. `maxRunning` null: no limit."""
-
-    max_running: int | None = Field(default=None, ge=1, le=1_000_000)
+_PASSING: Final = (Trouble.THROTTLED, Trouble.AWAY)
 
 
 class PauseInput(Shape):
     """Why a fleet is paused; people who wait read it."""
 
-    why: str = Field(default="", max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")
+    why: str = Field(default="", max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")
+
+
+class DrainInput(PauseInput):
+    """`worker`: the one that is to leave; None: all of them, and the fleet is paused."""
+
+    worker: str | None = Field(default=None, min_length=1, max_length=100)
 
 
 @blueprint.get("")
@@ -40,19 +48,43 @@ def find() -> dict[str, Any]:
 @blueprint.get("/<name>")
 @needs(Scope.ADMIN)
 def show(name: str) -> dict[str, Any]:
-    """One fleet."""
+    """One fleet, with its workers and what was decided."""
     only()
-    return _rendered(records.get(here().db, name))
+    record = records.get(here().db, name)
+    return {**_rendered(record), **_face(faces.face_of(here().db, name))}
 
 
 @blueprint.put("/<name>")
 @needs(Scope.ADMIN)
 def put(name: str) -> dict[str, Any]:
-    """Set a fleet's limit."""
+    """Set a fleet, all of it; or only its limit, where the body says nothing else."""
     only()
-    record = records.change(here().db, name, max_running=jsonbody.read(FleetInput).max_running)
+    wanted = jsonbody.read(FleetInput)
+    if wanted.is_limit_only:
+        record = records.change(here().db, name, max_running=wanted.max_running)
+    else:
+        settings = wanted.settings
+        _check(name, settings)
+        record = records.put(here().db, name, settings)
     dispatch.wake(here().db, here().bell, name)
     return _rendered(record)
+
+
+def _check(name: str, settings: FleetSettings) -> None:
+    """Whether its workers can be had at all, asked before anything is changed. Raises InvalidInput, ProviderTrouble."""
+    records.check_name(name)
+    if settings.overflow_fleet == name:
+        raise InvalidInput(f"fleet {name} cannot overflow into itself", hint="Name another fleet as overflowFleet.")
+    if settings.provider is None:
+        return
+    try:
+        open_provider(name, settings, here().settings).check()
+    except ProviderTrouble as trouble:
+        if trouble.trouble in _PASSING:
+            raise
+        raise InvalidInput(
+            f"nothing was changed, as the provider {settings.provider.type!r} answers: {trouble.message}", hint=trouble.hint
+        ) from trouble
 
 
 @blueprint.post("/<name>/pause")
@@ -69,8 +101,27 @@ def resume(name: str) -> dict[str, Any]:
     """Claim again."""
     only()
     record = records.resume(here().db, name)
+    marks.take_back(here().db, name, faces.workers_of(here().db, name), "the fleet was resumed")
     dispatch.wake(here().db, here().bell, name)
     return _rendered(record)
+
+
+@blueprint.post("/<name>/drain")
+@needs(Scope.ADMIN)
+def drain(name: str) -> dict[str, Any]:
+    """Have workers finish what they run, and leave."""
+    only()
+    wanted, db = jsonbody.read(DrainInput), here().db
+    record = records.get(db, name)
+    why = f"{marks.BY_HAND}{principal().name}" + (f": {wanted.why}" if wanted.why else "")
+    if wanted.worker is not None:
+        faces.need_worker(db, name, wanted.worker)
+        marks.ask_to_leave(db, name, [wanted.worker], why)
+    else:
+        record = records.pause(db, name, by=principal().name, why=wanted.why or "drained")
+        marks.ask_to_leave(db, name, faces.workers_of(db, name), why)
+    dispatch.wake(db, here().bell, name)
+    return {**_rendered(record), **_face(faces.face_of(db, name))}
 
 
 def _rendered(record: FleetRecord) -> dict[str, Any]:
@@ -87,4 +138,57 @@ def _rendered(record: FleetRecord) -> dict[str, Any]:
         "slots": record.slots,
         "freeSlots": record.free_slots,
         "notClaiming": list(record.not_claiming),
+        "settings": {**record.settings, "maxRunning": record.max_running} if record.settings else None,
+        "generation": record.generation,
+        "stableGeneration": record.stable_generation,
+        "rollout": record.rollout,
+        "scaling": _scaling(record),
+    }
+
+
+def _scaling(record: FleetRecord) -> dict[str, Any] | None:
+    """What was decided last, and what stands in its way; None where nothing is scaled."""
+    said = record.decision
+    if not record.is_scaled or said is None or record.decided_ms is None:
+        return None
+    return {
+        "wanted": said["wanted"],
+        "why": said["why"],
+        "at": record.decided_ms / 1000,
+        "troubles": said.get("troubles", {}),
+        "strangers": said.get("strangers", []),
+    }
+
+
+def _face(face: Face) -> dict[str, Any]:
+    return {
+        "workersSeen": [_worker(worker, face.now_ms) for worker in face.workers],
+        "instances": [
+            {
+                "id": one.id,
+                "provider": one.provider,
+                "state": one.state,
+                "generation": one.generation,
+                "found": one.found_ms / 1000,
+                "joined": one.joined_ms / 1000 if one.joined_ms is not None else None,
+                "released": one.released_ms / 1000 if one.released_ms is not None else None,
+                "why": one.why,
+            }
+            for one in face.instances
+        ],
+        "decisions": [{"at": one.at_ms / 1000, "wanted": one.wanted, "why": one.why} for one in face.decisions],
+    }
+
+
+def _worker(worker: WorkerSeen, now: int) -> dict[str, Any]:
+    idle_s = max(0, now - worker.idle_since_ms) / 1000 if worker.idle_since_ms is not None else None
+    return {
+        "id": worker.id,
+        "at": worker.at.value,
+        "running": worker.held,
+        "slots": worker.slots,
+        "generation": worker.generation,
+        "idleSeconds": idle_s,
+        "silentSeconds": worker.silent_ms / 1000,
+        "why": worker.why or worker.not_claiming,
     }

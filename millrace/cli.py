@@ -7,7 +7,21 @@ import click
 
 from millrace import __version__, failpoints
 from millrace import log as logging
-from millrace.commands import backup, builds, caches, connect, farm, fleets, fsck, lint, notices, secrets, webhooks
+from millrace.commands import (
+    backup,
+    builds,
+    caches,
+    connect,
+    farm,
+    fleets,
+    fleetset,
+    fleetshow,
+    fsck,
+    lint,
+    notices,
+    secrets,
+    webhooks,
+)
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
@@ -61,6 +75,9 @@ for verb in (
     farm.worker,
 ):
     cli.add_command(verb)
+
+for verb in (fleetset.fleet_set, fleetshow.fleet_show):
+    fleets.fleet.add_command(verb)
 
 
 farm.project.add_command(connect.project_connect)

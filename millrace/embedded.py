@@ -4,7 +4,6 @@ No part outlives the supervisor: the kernel ends them with it (`PR_SET_PDEATHSIG
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import secrets
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -23,19 +22,20 @@ from typing import Final
 from millrace.client import Client
 from millrace.errors import Conflict, NotFound, Unavailable
 from millrace.ids import new_secret
+from millrace.keeper import Keeper
 from millrace.locks import held, is_held
 from millrace.log import get_logger
+from millrace.parts import Part
 from millrace.settings import Settings
 from millrace.vocabulary import TokenScope
 from scheduler import tokens
 from scheduler.db import Database
 
 log = get_logger(__name__)
-_PR_SET_PDEATHSIG: Final = 1
 _START_S: Final = 60.0
 _STOP_S: Final = 20.0
+_ME: Final = (sys.executable, "-m", "millrace.cli")
 _NOT_THE_WORKERS: Final = ("MILLRACE_SIGNING_KEY", "MILLRACE_SECRETS_", "MILLRACE_VAULT_")
-_libc = ctypes.CDLL(None, use_errno=True)
 Say = Callable[[str], None]
 
 
@@ -46,19 +46,6 @@ class Farm:
     api_url: str
     token: str
     pid: int
-
-
-@dataclass(kw_only=True)
-class _Part:
-    """One process of the farm. `again_at` is when it may be started again after it ended by itself."""
-
-    name: str
-    command: list[str]
-    environment: Mapping[str, str]
-    process: "subprocess.Popen[bytes] | None" = None
-    started_at: float = 0.0
-    failures: int = 0
-    again_at: float = field(default=0.0)
 
 
 def running(settings: Settings) -> Farm | None:
@@ -135,7 +122,9 @@ def up(settings: Settings, environ: Mapping[str, str], say: Say) -> int:
         secret = _secrets(settings)
         farm_settings = settings.model_copy(update={"bind": address})
         _prepare_records(farm_settings, secret)
-        return _Supervisor(farm_settings, _parts(farm_settings, secret, environ), say).run(secret["admin_token"])
+        parts = _parts(farm_settings, secret, environ)
+        keeper = Keeper(settings.home, [*_ME, "worker"], _worker_environment(farm_settings, secret, environ))
+        return _Supervisor(farm_settings, parts, keeper, say).run(secret["admin_token"])
 
 
 def prepare_home(settings: Settings) -> None:
@@ -190,18 +179,29 @@ def _free_address(bind: str) -> str:
         return f"{host}:{probe.getsockname()[1]}"
 
 
-def _parts(settings: Settings, secret: Mapping[str, str], environ: Mapping[str, str]) -> list[_Part]:
-    home = settings.home
+def _shared(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     shared = {
         **environ,
-        "MILLRACE_DATA_DIR": str(home),
+        "MILLRACE_DATA_DIR": str(settings.home),
         "MILLRACE_BIND": settings.bind,
         "MILLRACE_API_URL": f"http://{settings.bind}",
     }
     shared.setdefault("MILLRACE_LOG_FORMAT", "json")
+    return shared
+
+
+def _worker_environment(settings: Settings, secret: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    shared = _shared(settings, environ)
     worker = {name: value for name, value in shared.items() if not name.startswith(_NOT_THE_WORKERS)}
     worker["MILLRACE_WORKER_TOKEN"] = secret["worker_token"]
     worker.setdefault("MILLRACE_DRAIN_S", "2")
+    return worker
+
+
+def _parts(settings: Settings, secret: Mapping[str, str], environ: Mapping[str, str]) -> list[Part]:
+    home = settings.home
+    shared = _shared(settings, environ)
+    worker = _worker_environment(settings, secret, environ)
     trusted = {**shared, "MILLRACE_SIGNING_KEY": secret["signing_key"]}
     redis = ["redis-server", "--port", "0", "--unixsocket", str(home / "redis" / "redis.sock"), "--unixsocketperm", "700"]
     redis += [
@@ -216,22 +216,34 @@ def _parts(settings: Settings, secret: Mapping[str, str], environ: Mapping[str, 
         "--daemonize",
         "no",
     ]
-    me = [sys.executable, "-m", "millrace.cli"]
     parts = [
-        _Part(name="api", command=[*me, "api"], environment=trusted),
-        _Part(name="scheduler", command=[*me, "scheduler"], environment=trusted),
-        _Part(name="worker", command=[*me, "worker"], environment=worker),
+        Part(name="api", command=[*_ME, "api"], environment=trusted),
+        Part(name="scheduler", command=[*_ME, "scheduler"], environment=trusted),
+        *_workers(settings.workers, [*_ME, "worker"], worker),
     ]
     if settings.broker_url is None:
-        parts.insert(0, _Part(name="redis", command=redis, environment={"PATH": environ.get("PATH", os.defpath)}))
+        parts.insert(0, Part(name="redis", command=redis, environment={"PATH": environ.get("PATH", os.defpath)}))
+    return parts
+
+
+def _workers(count: int, command: list[str], environment: Mapping[str, str]) -> list[Part]:
+    """Those that are always there. A name that is set is the first one's; the others' names are made from it."""
+    parts = []
+    for number in range(1, count + 1):
+        own = dict(environment)
+        if number > 1 and own.get("MILLRACE_WORKER_ID"):
+            own["MILLRACE_WORKER_ID"] += f"-{number}"
+        name = "worker" if number == 1 else f"worker-{number}"
+        parts.append(Part(name=name, command=command, environment=own, log_name="worker"))
     return parts
 
 
 class _Supervisor:
-    """Starts the parts, starts again what ends, and stops all of them."""
+    """Starts the parts, starts again what ends, and stops all of them; and so with what fleets order of this box."""
 
-    def __init__(self, settings: Settings, parts: list[_Part], say: Say) -> None:
-        self._settings, self._parts, self._say = settings, parts, say
+    def __init__(self, settings: Settings, parts: list[Part], keeper: Keeper, say: Say) -> None:
+        self._settings, self._parts, self._keeper, self._say = settings, parts, keeper, say
+        self._logs = settings.home / "logs"
         self._leaving = False
 
     def run(self, token: str) -> int:
@@ -242,7 +254,7 @@ class _Supervisor:
         address = f"http://{self._settings.bind}"
         try:
             for part in self._parts:
-                self._start(part)
+                part.start(self._logs)
             client = Client(address, token)
             self._await_api(client)
             client.close()
@@ -253,6 +265,7 @@ class _Supervisor:
                 self._say("Try: millrace run DIR       Stop: Ctrl-C, or millrace down")
             while not self._leaving:
                 self._watch()
+                self._keeper.tend()
                 time.sleep(0.2)
         finally:
             note.unlink(missing_ok=True)
@@ -263,32 +276,14 @@ class _Supervisor:
     def _leave(self, _number: int, _frame: FrameType | None) -> None:
         self._leaving = True
 
-    def _start(self, part: _Part) -> None:
-        with open(self._settings.home / "logs" / f"{part.name}.log", "ab") as out:
-            part.process = subprocess.Popen(
-                part.command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env=dict(part.environment),
-                cwd="/",
-                start_new_session=True,  # a Ctrl-C on the terminal is the supervisor's alone to answer
-                preexec_fn=_die_with_parent,  # the supervisor has one thread
-            )
-        part.started_at = time.monotonic()
-        log.info("part.started", part=part.name, pid=part.process.pid)
-
     def _watch(self) -> None:
-        now = time.monotonic()
         for part in self._parts:
-            if part.process is not None and (status := part.process.poll()) is not None:
-                part.failures = 1 if now - part.started_at > 60 else part.failures + 1
-                part.again_at = now + min(30.0, 0.25 * 2**part.failures)
-                part.process = None
+            status = part.ended()
+            if status is not None:
                 log.error("part.ended", part=part.name, status=status, failures=part.failures)
-                self._say(f"{part.name} ended with status {status}; starting it again (see logs/{part.name}.log)")
-            if part.process is None and now >= part.again_at and not self._leaving:
-                self._start(part)
+                self._say(f"{part.name} ended with status {status}; starting it again (see logs/{part.log_file})")
+            if part.may_start() and not self._leaving:
+                part.start(self._logs)
 
     def _await_api(self, client: Client) -> None:
         until = time.monotonic() + _START_S
@@ -297,30 +292,24 @@ class _Supervisor:
                 return
             for part in self._parts:
                 if part.process is not None and part.process.poll() is not None:
-                    said = (self._settings.home / "logs" / f"{part.name}.log").read_text(errors="replace")[-2000:]
+                    said = (self._logs / part.log_file).read_text(errors="replace")[-2000:]
                     raise Unavailable(f"{part.name} ended at its start:\n{said}", hint="'millrace doctor' says what is missing.")
             if time.monotonic() > until:
                 raise Unavailable("the API did not come up in a minute", hint=f"See {self._settings.home / 'logs' / 'api.log'}.")
             time.sleep(0.05)
 
     def _stop_all(self) -> None:
-        """The worker first, so that it can still hand its builds back; then the rest, Redis last."""
+        """The workers first, so that they can still hand their builds back; then the rest, Redis last."""
+        static = [part for part in self._parts if part.log_name == "worker"]
+        workers = [*self._keeper.parts, *static]
+        for part in workers:
+            part.terminate()
+        for part in workers:
+            part.await_end(_STOP_S)
         for part in reversed(self._parts):
-            process = part.process
-            if process is None or process.poll() is not None:
-                continue
-            process.terminate()
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                log.error("part.killed", part=part.name)
-                process.kill()
-                process.wait()
-            log.info("part.stopped", part=part.name)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            if part not in static:
+                part.terminate()
+                part.await_end(_STOP_S)
 
 
 @contextlib.contextmanager

@@ -126,6 +126,9 @@ class Settings(BaseSettings):
     worker_id: Annotated[str | None, Field(description="Name of a worker; absent: made from the host's name at each start.")] = (
         None
     )
+    workers: Annotated[
+        int, Field(ge=0, le=256, description="Workers that `millrace up` always keeps on its box; 0 leaves all to fleets.")
+    ] = 1
     slots: Annotated[int, Field(ge=1, le=256, description="Builds that a worker runs at once.")] = 2
     generation: Annotated[
         int | None,

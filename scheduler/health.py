@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from scheduler.db import Database, now_ms
 from scheduler.fleets.capacity import claims, why_not
-from scheduler.models import Leader, Worker
+from scheduler.models import Fleet, Leader, Worker
 
 _SCHEDULER_S: Final = 30
 """A leader that has not led for so long, and no other in its place, is no scheduler: a lease of one is a few seconds."""
@@ -30,6 +30,8 @@ def scheduler(db: Database) -> str | None:
 def workers(db: Database) -> str | None:
     """None where a worker was seen lately that takes builds, else what is wrong."""
     with db.reading() as session:
+        if any(_is_scaled(settings) for settings in session.scalars(sa.select(Fleet.settings))):
+            return None  # workers come when builds do
         known = session.execute(
             sa.select(Worker, now_ms() - Worker.last_seen_ms).where(Worker.state != "gone").order_by(Worker.last_seen_ms.desc())
         ).all()
@@ -41,3 +43,7 @@ def workers(db: Database) -> str | None:
     if not any(claims(worker) for worker in living):
         return f"{why_not(living[0])}; builds wait"
     return None
+
+
+def _is_scaled(settings: object) -> bool:
+    return isinstance(settings, dict) and bool(settings.get("provider"))

@@ -104,13 +104,18 @@ def line_of(wanted: BuildSettings) -> str | None:
     return None if version.startswith("refs/tags/") or _COMMIT.fullmatch(version) else version
 
 
-def fleet_of(wanted: BuildSettings) -> str:
-    """The fleet that a build asks for: a bare name, or the name in a fleet ARN (`...:fleet/NAME:UUID`)."""
-    arn = wanted.environment.fleet.fleet_arn if wanted.environment.fleet else None
+def asked_for(arn: str | None) -> str:
+    """The fleet that a build asks for: a bare name, or the name in a fleet ARN (`...:fleet/NAME:UUID`), where it names one."""
     if not arn:
         return "default"
-    name = arn.rpartition("fleet/")[2].partition(":")[0] if arn.startswith("arn:") else arn
-    if FLEET_NAME.fullmatch(name) is None:
+    return arn.rpartition("fleet/")[2].partition(":")[0] if arn.startswith("arn:") else arn
+
+
+def fleet_of(wanted: BuildSettings) -> str:
+    """The fleet that a build asks for. Raises InvalidInput."""
+    arn = wanted.environment.fleet.fleet_arn if wanted.environment.fleet else None
+    name = asked_for(arn)
+    if arn and FLEET_NAME.fullmatch(name) is None:
         what = "is neither the ARN nor the name of a fleet; a name has at most 100 letters, digits, hyphens, dots and underscores"
         raise InvalidInput(f"{arn[:100]!r} {what}", fields=[FieldProblem(field="environment.fleet.fleetArn", what=what)])
     return name

@@ -21,6 +21,7 @@ from millrace.storage import Store
 from scheduler import caches, dispatch, drain, held, leases, logs, messenger, missed, publication, redelivery, wishes
 from scheduler.db import Database, now_ms
 from scheduler.door import Credentials
+from scheduler.fleets.scaler import Scaler
 from scheduler.intake import KEY_LASTS_MS
 from scheduler.lifecycle import forget_log
 from scheduler.models import Artifact, Attempt, Idempotency, Leader, LogChunk, Notice, Outbox, Worker
@@ -43,7 +44,8 @@ class Sweeper:
     """One scheduler. Several may run; the one that holds the leader's lease acts. `monotonic` is a clock that nobody sets.
 
     `look` reads the branches of a repository; without it, pushes that no webhook told of stay unknown. `credentials` open the API
-    of a git server; without them, none is told of builds, and no comment approves any.
+    of a git server; without them, none is told of builds, and no comment approves any. `scaler` has fleets as many workers as
+    they want.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Sweeper:
         monotonic: Callable[[], float] = time.monotonic,
         look: missed.Look | None = None,
         credentials: Credentials | None = None,
+        scaler: Scaler | None = None,
     ) -> None:
         self._db, self._bell, self._store, self._settings = db, bell, store, settings
         self._monotonic = monotonic
@@ -67,6 +70,8 @@ class Sweeper:
         self._wishes = wishes.Wishes(db, settings, credentials) if credentials is not None else None
         self._leaving = threading.Event()
         self._clerk = drain.Clerk(db=db, settings=settings, ring=partial(dispatch.ring_now, db, bell), stop=self._leaving)
+        self._scaler = scaler
+        self._leads_until = 0.0
         self._publisher = publication.Publisher(db, store, settings)
         self._beside: dict[str, threading.Thread] = {}
         self._as_of_ms: int | None = None
@@ -91,6 +96,7 @@ class Sweeper:
             self._tell_git_servers,
             self._look_up_approvers,
             self._tell_what_is_held,
+            self._scale,
             self._tend_store,
         )
         return True
@@ -160,6 +166,12 @@ class Sweeper:
         if asking is not None and asking.due():
             self._run_beside("wishes", lambda: asking.run(self._leaving))
 
+    def _scale(self) -> None:
+        """Fleets have rounds of their own, as builds do not wait for the next one here."""
+        scaler = self._scaler
+        if scaler is not None:
+            self._run_beside("scaler", lambda: scaler.run(lambda: self._monotonic() < self._leads_until, self._leaving))
+
     def _tend_store(self) -> None:
         tending = self._run_beside(
             "store",
@@ -224,6 +236,7 @@ class Sweeper:
         try:
             leads = self._db.run(work)
             self._last_round = self._this_round if leads else None
+            self._leads_until = self._this_round[1] + lease_ms / 1500 if leads and self._this_round is not None else 0.0
             return leads
         except sa.exc.IntegrityError:  # two started at once, and the other was first
             return False

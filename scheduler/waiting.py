@@ -19,8 +19,10 @@ from scheduler import bounds, lanes, placement
 from scheduler.bounds import Bound
 from scheduler.db import Database, now_ms
 from scheduler.fleets.capacity import living
+from scheduler.fleets.overflow import MOVED
 from scheduler.foresight import Ahead, foresee
 from scheduler.models import Build
+from scheduler.queue import asked_for
 
 AHEAD_SHOWN: Final = 10
 
@@ -98,6 +100,14 @@ def _sentence(build: Build, ahead: int, found: bool, limits: Sequence[Bound]) ->
         "nothing goes before it" if not ahead else f"{'' if found else 'more than '}{ahead} build{'s' * (ahead > 1)} go before it"
     )
     where = f"in fleet {build.fleet} {before}"
+    if MOVED in build.marks:
+        where = f"{where} (it was moved there, as fleet {_asked_for(build)} was full)"
     if not limits:
         return f"{where}; the next free slot that asks takes it, within seconds"
     return f"{where}; " + ", and ".join(bound.says for bound in limits)
+
+
+def _asked_for(build: Build) -> str:
+    environment = build.settings.get("environment")
+    fleet = environment.get("fleet") if isinstance(environment, dict) else None
+    return asked_for(fleet.get("fleetArn") if isinstance(fleet, dict) else None)

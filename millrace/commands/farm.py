@@ -26,6 +26,7 @@ from millrace.vocabulary import TokenScope
 from scheduler import tokens
 from scheduler.db import Database
 from scheduler.dispatch import Bell
+from scheduler.fleets.scaler import Scaler
 from scheduler.secrets import open_provider
 from scheduler.sweeper import Sweeper
 
@@ -112,13 +113,15 @@ def scheduler(session: Session) -> int:
     database = Database(settings.database)
     database.require_schema()
     secrets = open_provider(settings, database)
+    bell = Bell(settings.broker)
     Sweeper(
         database,
-        Bell(settings.broker),
+        bell,
         open_store(settings),
         settings,
         look=by_git(settings, secrets, stop),
         credentials=credentials(settings, secrets),
+        scaler=Scaler(database, bell, settings),
     ).run_forever(stop)
     database.dispose()
     return 0

@@ -46,35 +46,22 @@ def fleet_ls(session: Session) -> int:
     found = client.get("/v1/fleets")["fleets"]
     client.close()
     table = Table(box=None, pad_edge=False)
-    for column in ("fleet", "waiting", "running", "limit", "workers", "slots", "free", "paused"):
+    for column in ("fleet", "waiting", "running", "limit", "workers", "wanted", "slots", "free", "paused"):
         table.add_column(column)
     for item in found:
         table.add_row(
             item["name"],
             *(str(item[name]) for name in ("waiting", "running")),
             str(item["maxRunning"] or ""),
-            *(str(item[name]) for name in ("workers", "slots", "freeSlots")),
+            str(item["workers"]),
+            str(item["scaling"]["wanted"]) if item["scaling"] else "",
+            *(str(item[name]) for name in ("slots", "freeSlots")),
             _paused(item),
         )
     console.print(table if found else "No fleets yet: one is there once a worker joins it, or a build waits for it.")
     for item in found:
         for says in item["notClaiming"]:
             console.print(harmless(f"fleet {item['name']}: {says}", colours=False), markup=False)
-    return 0
-
-
-@fleet.command("set")
-@click.argument("name")
-@click.option("--max-running", type=click.IntRange(1), help="How many of its builds may run at once.")
-@click.option("--no-limit", is_flag=True, help="No such limit.")
-@click.pass_obj
-def fleet_set(session: Session, name: str, max_running: int | None, no_limit: bool) -> int:
-    """Set how many builds of the fleet NAME may run at once."""
-    if (max_running is None) == (not no_limit):
-        raise click.UsageError("give --max-running NUMBER or --no-limit")
-    client = connect(session)
-    _say(client.put(_path(name), {"maxRunning": max_running}))
-    client.close()
     return 0
 
 
@@ -85,7 +72,7 @@ def fleet_set(session: Session, name: str, max_running: int | None, no_limit: bo
 def fleet_pause(session: Session, name: str, reason: str) -> int:
     """Have the workers of the fleet NAME claim nothing more. Builds that run go on."""
     client = connect(session)
-    _say(client.post(f"{_path(name)}/pause", {"why": reason}))
+    say(client.post(f"{fleet_path(name)}/pause", {"why": reason}))
     client.close()
     return 0
 
@@ -96,15 +83,39 @@ def fleet_pause(session: Session, name: str, reason: str) -> int:
 def fleet_resume(session: Session, name: str) -> int:
     """Have the workers of the fleet NAME claim builds again."""
     client = connect(session)
-    _say(client.post(f"{_path(name)}/resume"))
+    say(client.post(f"{fleet_path(name)}/resume"))
     client.close()
+    return 0
+
+
+@fleet.command("drain")
+@click.argument("name")
+@click.option("--worker", help="Only this one; the fleet goes on.")
+@click.option("--why", "reason", default="", help="What people read who wait.")
+@click.pass_obj
+def fleet_drain(session: Session, name: str, worker: str | None, reason: str) -> int:
+    """Have the workers of the fleet NAME finish what they run, and leave; it is paused until 'resume'.
+
+    With --worker ID only that one leaves, and another comes where the fleet scales.
+    """
+    client = connect(session)
+    body = {"why": reason, **({"worker": worker} if worker is not None else {})}
+    found = client.post(f"{fleet_path(name)}/drain", body)
+    client.close()
+    leaving = [one for one in found["workersSeen"] if one["at"] == "draining"]
+    running = sum(one["running"] for one in leaving)
+    say(found)
+    workers = "1 worker leaves" if len(leaving) == 1 else f"{len(leaving)} workers leave"
+    builds = "its build has ended" if running == 1 else f"{running} builds have ended"
+    console.print(f"{workers}{f', once {builds}' if running else ''}")
     return 0
 
 
 fleet.add_command(fleet_simulate)
 
 
-def _path(name: str) -> str:
+def fleet_path(name: str) -> str:
+    """Where the API has a fleet."""
     return f"/v1/fleets/{quote(name, safe='')}"
 
 
@@ -115,7 +126,12 @@ def _paused(item: dict[str, Any]) -> str:
     return harmless(f"by {paused['by']}" + (f": {paused['why']}" if paused["why"] else ""), colours=False).replace("[", r"\[")
 
 
-def _say(item: dict[str, Any]) -> None:
+def say(item: dict[str, Any]) -> None:
+    """How a fleet is set now, in a line or two."""
     limit = f"at most {item['maxRunning']} at once" if item["maxRunning"] else "no limit of its own"
     state = f"paused {_paused(item)}" if item["paused"] else "taking builds"
     console.print(f"Fleet {item['name']}: {state}, {limit}; {item['waiting']} waiting, {item['running']} running")
+    provider = (item["settings"] or {}).get("provider")
+    if provider is not None:
+        scaling = item["settings"]["scaling"]
+        console.print(f"Its workers come from {provider['type']}: {scaling['minimum']} to {scaling['maximum']} of them")

@@ -1,22 +1,26 @@
-"""Fleets as they are set: paused or not, and how many of their builds may run at once."""
+"""Fleets as they are set: paused or not, how many of their builds may run at once, and where their workers come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from millrace.errors import InvalidInput, NotFound
-from millrace.fleet import FLEET_NAME
+from millrace.errors import Conflict, InvalidInput, NotFound
+from millrace.fleet import FLEET_NAME, FleetSettings
 from scheduler import lanes
 from scheduler.db import Database, now_ms
 from scheduler.fleets.capacity import capacity_of
-from scheduler.models import IS_HELD, IS_QUEUED, Build, Fleet, Worker
+from scheduler.models import IS_HELD, IS_QUEUED, Build, Fleet, Instance, Worker
 
 
 @dataclass(frozen=True, kw_only=True)
 class FleetRecord:
-    """A fleet: how it is set, and what it has. `paused_*` are None where it is not paused; `max_running` None: no limit."""
+    """A fleet: how it is set, and what it has. `paused_*` are None where it is not paused; `max_running` None: no limit.
+
+    `settings` as they are on the wire, None where nothing but a limit was ever set. `decision`: what was decided last, when.
+    """
 
     name: str
     paused_ms: int | None
@@ -29,6 +33,17 @@ class FleetRecord:
     slots: int
     free_slots: int
     not_claiming: tuple[str, ...]
+    settings: Mapping[str, Any] | None
+    generation: int
+    stable_generation: int
+    rollout: Mapping[str, Any] | None
+    decision: Mapping[str, Any] | None
+    decided_ms: int | None
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether its workers come from a provider."""
+        return bool(self.settings and self.settings.get("provider"))
 
 
 def find(db: Database) -> list[FleetRecord]:
@@ -52,22 +67,42 @@ def get(db: Database, name: str) -> FleetRecord:
 
 def change(db: Database, name: str, *, max_running: int | None) -> FleetRecord:
     """Set a fleet's limit; None: no limit. Makes the fleet where there is none. Raises InvalidInput for a name that cannot be."""
+    check_name(name)
+
+    def set_limit(_session: Session, row: Fleet, _now: int) -> None:
+        row.max_running = max_running
+
+    return _write(db, name, set_limit)
+
+
+def put(db: Database, name: str, settings: FleetSettings) -> FleetRecord:
+    """Set a fleet, all of it. Makes it where there is none.
+
+    Raises InvalidInput for a name that cannot be, Conflict where instances of another provider are still there.
+    """
+    check_name(name)
+
+    def set_all(session: Session, row: Fleet, _now: int) -> None:
+        _refuse_orphans(session, name, settings)
+        row.max_running = settings.max_running
+        row.settings = settings.model_dump(mode="json", by_alias=True, exclude={"max_running"}, exclude_none=True)
+
+    return _write(db, name, set_all)
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidInput for a name that no fleet can have."""
     if FLEET_NAME.fullmatch(name) is None:
         raise InvalidInput(
             f"{name[:100]!r} is no name of a fleet", hint="At most 100 letters, digits, hyphens, dots, underscores."
         )
-
-    def set_limit(row: Fleet, _now: int) -> None:
-        row.max_running = max_running
-
-    return _write(db, name, set_limit)
 
 
 def pause(db: Database, name: str, *, by: str, why: str) -> FleetRecord:
     """No build of the fleet is claimed any more; those that run go on. Raises NotFound."""
     get(db, name)
 
-    def set_paused(row: Fleet, now: int) -> None:
+    def set_paused(_session: Session, row: Fleet, now: int) -> None:
         row.paused_ms, row.paused_by, row.paused_why = row.paused_ms or now, by[:200], why[:500]
 
     return _write(db, name, set_paused)
@@ -77,20 +112,32 @@ def resume(db: Database, name: str) -> FleetRecord:
     """Builds of the fleet are claimed again. Raises NotFound."""
     get(db, name)
 
-    def set_running(row: Fleet, _now: int) -> None:
+    def set_running(_session: Session, row: Fleet, _now: int) -> None:
         row.paused_ms, row.paused_by, row.paused_why = None, None, None
 
     return _write(db, name, set_running)
 
 
-def _write(db: Database, name: str, fill: Callable[[Fleet, int], None]) -> FleetRecord:
+def _refuse_orphans(session: Session, name: str, settings: FleetSettings) -> None:
+    """Nobody would look after instances of a provider that is not the fleet's any more."""
+    kind = settings.provider.type if settings.provider is not None else None
+    there = sa.select(Instance.provider, sa.func.count()).where(Instance.fleet == name, sa.text("gone_ms IS NULL"))
+    for provider, count in session.execute(there.group_by(Instance.provider)):
+        if provider != kind:
+            raise Conflict(
+                f"fleet {name} still has {count} instance{'s' * (count > 1)} of the provider {provider!r}",
+                hint=f"'millrace fleet drain {name}' has them leave; change it when 'millrace fleet show {name}' shows none.",
+            )
+
+
+def _write(db: Database, name: str, fill: Callable[[Session, Fleet, int], None]) -> FleetRecord:
     def work(session: Session) -> FleetRecord:
         now: int = session.execute(sa.select(now_ms())).scalar_one()
         row = session.get(Fleet, name, with_for_update=True)
         if row is None:
             row = Fleet(name=name)
             session.add(row)
-        fill(row, now)
+        fill(session, row, now)
         row.modified_ms = now
         session.flush()
         return _record(session, name)
@@ -117,4 +164,10 @@ def _record(session: Session, name: str) -> FleetRecord:
         slots=capacity.slots,
         free_slots=capacity.free_slots,
         not_claiming=capacity.not_claiming,
+        settings=row.settings,
+        generation=row.generation or 1,
+        stable_generation=row.stable_generation or 1,
+        rollout=row.rollout,
+        decision=row.decision,
+        decided_ms=row.decided_ms,
     )

@@ -169,10 +169,10 @@ def test_marks_and_claims_at_once_never_give_a_build_to_a_worker_that_may_be_end
 
 def test_a_worker_says_what_it_has_and_is_idle_since_it_holds_nothing(database: Database, settings: Settings) -> None:
     a_project(database)
-    offers = {"generation": 3, "cpus": 1.5, "memory_bytes": 1024, "labels": ("gpu", "ssd")}
+    offers = {"generation": 3, "cpus": 2.5, "memory_bytes": 8 * 1024**3, "labels": ("gpu", "ssd")}
     leases.claim(database, a_claim_request("w1", **offers), settings)
     seen = worker(database)
-    assert (seen.generation, seen.cpu_millis, seen.memory_bytes, seen.labels) == (3, 1500, 1024, ["gpu", "ssd"])
+    assert (seen.generation, seen.cpu_millis, seen.memory_bytes, seen.labels) == (3, 2500, 8 * 1024**3, ["gpu", "ssd"])
     idle_since = seen.idle_since_ms
     assert idle_since is not None
     build = a_build(database, settings)
