@@ -2,12 +2,14 @@
 
 import contextlib
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from millrace.fleet import Ec2Provider, Scaling
+from millrace.commands.fleetset import _body, fleet_set
+from millrace.fleet import Ec2Provider, FleetSettings, Scaling
 from scheduler.fleets.ec2 import Ec2
 from scheduler.fleets.provider import Order
 from tests.support import aws as stand_in
@@ -68,6 +70,15 @@ def allowed(aws: Aws) -> list[dict[str, Any]]:
     return statements
 
 
+def settings_of(command: str, fleet: str) -> FleetSettings:
+    """What a `millrace fleet set` sets, as the command line itself makes it out."""
+    *verb, name = shlex.split(command)[:4]
+    assert (verb, name) == (["millrace", "fleet", "set"], fleet)
+    given = fleet_set.make_context("set", shlex.split(command)[3:]).params
+    named = {option: value for option, value in given.items() if value not in (None, False, ())}
+    return FleetSettings.model_validate(_body({}, named))
+
+
 def test_a_fleet_can_be_set_to_the_group_of_its_stack(aws: Aws) -> None:
     with a_stack(
         aws,
@@ -87,4 +98,6 @@ def test_a_fleet_can_be_set_to_the_group_of_its_stack(aws: Aws) -> None:
         provider.close()
         (sizing,) = [one for one in allowed(aws) if one["Sid"] == "SizeThisGroup"]
         assert sizing["Resource"].endswith(f":autoScalingGroupName/{out['Group']}")
-        assert f"--provider-option group={out['Group']}" in out["FleetSet"]
+        told = settings_of(out["FleetSet"], "default")
+        assert told.provider == shape.model_copy(update={"endpoint_url": None})
+        assert (told.worker.slots, told.scaling.maximum) == (int(out["Slots"]), int(out["MostInstances"]))

@@ -10,7 +10,7 @@ output "region" {
 
 output "fleet_set" {
   description = "The command that hands the group to the farm."
-  value       = "millrace fleet set ${var.fleet} --provider ec2 --provider-option group=${aws_autoscaling_group.fleet.name} --provider-option region=${local.region} --slots ${var.slots} --max ${var.most_instances}"
+  value       = "millrace fleet set ${var.fleet} --provider ec2 --provider-option group=${aws_autoscaling_group.fleet.name} --provider-option region=${local.region} --slots ${var.slots} --maximum ${var.most_instances}"
 }
 
 output "worker_group" {

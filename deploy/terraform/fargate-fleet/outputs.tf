@@ -14,7 +14,7 @@ output "worker_group" {
 }
 
 output "fleet_set" {
-  description = "The command that hands the cluster to the farm; --max as you like."
+  description = "The command that hands the cluster to the farm; --maximum as you like."
   value = join(" ", concat(
     ["millrace fleet set ${var.fleet} --provider fargate --slots 1"],
     [for key, value in {

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from cfnlint.api import ManualArgs, lint
 
+from millrace.commands.fleetset import fleet_set
 from millrace.settings import Settings
 from tests.support.cloudformation import ROOT, TEMPLATES, load, of_type, statements
 
@@ -231,3 +233,11 @@ def test_the_user_data_is_the_script() -> None:
     assert between == ""
     assert body == script, "python -m tests.support.embed puts it there"
     assert len(script) + len(head["Fn::Sub"]) < 12_000  # Amazon EC2 user guide: 16 KB at most, with what is put in
+
+
+def test_the_commands_of_the_page_are_ones() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    commands = [line.partition("#")[0] for line in page.splitlines() if line.startswith("millrace fleet set ")]
+    assert len(commands) >= 3
+    for command in commands:
+        fleet_set.make_context("set", shlex.split(command)[3:])
