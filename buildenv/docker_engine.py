@@ -21,28 +21,13 @@ from docker.types import LogConfig, Ulimit
 from docker.types import Mount as DockerMount
 from docker.utils import parse_repository_tag
 
-from buildenv.engine import ContainerSpec, ContainerState, EngineInfo, Image, Leftover
+from buildenv.engine import CAPABILITIES, ContainerSpec, ContainerState, EngineInfo, Image, Leftover
 from buildenv.frames import Frames
 from millrace.errors import BuildProblem, InfraProblem
 from millrace.log import get_logger
 from millrace.vocabulary import Reason
 
 log = get_logger(__name__)
-
-CAPABILITIES: Final[dict[str, str]] = {
-    "CHOWN": "apt-get, dpkg and tar give files to their owners",
-    "DAC_OVERRIDE": "root reads and writes files of other users, as every package's installation does",
-    "FOWNER": "chmod and utime on files of other users: dpkg, tar, npm",
-    "FSETID": "keeps the setuid and setgid bits when files are written: dpkg",
-    "KILL": "ends processes of other users: service scripts, test suites",
-    "SETGID": "apt-get's _apt user, su, initdb of databases under test",
-    "SETUID": "the same",
-    "SETFCAP": "packages that mark a program with capabilities: ping",
-    "NET_BIND_SERVICE": "servers under test on ports below 1024",
-    "SYS_CHROOT": "sshd under test, debootstrap, bundler's chroots",
-    "AUDIT_WRITE": "su, sudo and login write an audit record and fail without",
-}
-"""What root inside a build needs, and for what. Docker also gives MKNOD, NET_RAW and SETPCAP: no build tool needs them."""
 
 INFO_S: Final = 20
 """How long a worker that wants to claim waits to hear from its engine."""

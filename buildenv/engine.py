@@ -1,9 +1,9 @@
-"""What a build needs of a container engine. `DockerEngine` and `FakeEngine` both pass `tests/contract/test_engine.py`."""
+"""What a build needs of a container engine. `DockerEngine`, `OwnEngine` and `FakeEngine` pass `tests/contract/test_engine.py`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 LABEL_BUILD = "millrace.build"
 LABEL_ATTEMPT = "millrace.attempt"
@@ -12,6 +12,21 @@ LABEL_PLACE = "millrace.place"
 """The name of its workspace, below that folder."""
 LABEL_WORKSPACES = "millrace.workspaces"
 """The folder of workspaces that a container belongs to: a janitor leaves those of other farms on the same host alone."""
+
+CAPABILITIES: Final[dict[str, str]] = {
+    "CHOWN": "apt-get, dpkg and tar give files to their owners",
+    "DAC_OVERRIDE": "root reads and writes files of other users, as every package's installation does",
+    "FOWNER": "chmod and utime on files of other users: dpkg, tar, npm",
+    "FSETID": "keeps the setuid and setgid bits when files are written: dpkg",
+    "KILL": "ends processes of other users: service scripts, test suites",
+    "SETGID": "apt-get's _apt user, su, initdb of databases under test",
+    "SETUID": "the same",
+    "SETFCAP": "packages that mark a program with capabilities: ping",
+    "NET_BIND_SERVICE": "servers under test on ports below 1024",
+    "SYS_CHROOT": "sshd under test, debootstrap, bundler's chroots",
+    "AUDIT_WRITE": "su, sudo and login write an audit record and fail without",
+}
+"""What root inside a build needs, and for what. Docker also gives MKNOD, NET_RAW and SETPCAP: no build tool needs them."""
 
 
 @dataclass(frozen=True, kw_only=True)

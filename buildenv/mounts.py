@@ -70,16 +70,26 @@ def attach(lent: int, folder: int) -> None:
 
 def inside(pid: int, work: Callable[[], None]) -> None:
     """Do `work` where the process `pid` sees its files, in a thread that ends with it. Raises OSError."""
+    view = view_of(pid)
+    try:
+        within(view, work)
+    finally:
+        os.close(view)
+
+
+def view_of(pid: int) -> int:
+    """How the process sees its files, as a file descriptor that outlives it. Raises OSError."""
+    return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def within(view: int, work: Callable[[], None]) -> None:
+    """The same as `inside`, of a view that was kept. Raises OSError."""
     failed: list[OSError] = []
 
     def enter() -> None:
         try:
-            there = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                _check(_libc.unshare(_FS))
-                _check(_libc.setns(there, _NEWNS))
-            finally:
-                os.close(there)
+            _check(_libc.unshare(_FS))
+            _check(_libc.setns(view, _NEWNS))
             work()
         except OSError as error:
             failed.append(error)

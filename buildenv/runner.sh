@@ -14,6 +14,7 @@
 # command would inherit that. The traps keep TERM from ending the runner; a command's shell gets the default back.
 
 control=${1:-/codebuild/output/tmp}
+init=${2-}
 first=$PPID
 
 listen() {
@@ -30,9 +31,15 @@ listen() {
 }
 
 # Every process that we may signal but the init, which the kernel spares, and this one. Outside a container that would be every
-# process of the host, so it is done only right below an init.
+# process of the host, so it is done only right below an init. One that shares its namespace with others is named as the second
+# argument, and does it itself.
 signal() {
-    if [ "$first" = 1 ]; then
+    if [ -n "$init" ]; then
+        case $1 in
+            TERM) kill -s USR1 "$init" ;;
+            KILL) kill -s USR2 "$init" ;;
+        esac
+    elif [ "$first" = 1 ]; then
         kill -s "$1" -- -1
     fi
 }

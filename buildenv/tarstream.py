@@ -20,7 +20,7 @@ class Entry:
     body: IO[bytes] | None
 
 
-class _Pieces:
+class Pieces:
     """An iterator of bytes, as the file that `tarfile` reads."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
@@ -46,7 +46,7 @@ def root_of(glob: str) -> str:
 def entries(copy_out: CopyOut, root: str) -> Iterator[Entry]:
     """Everything at and below `root` of a container. Raises FileNotFoundError, tarfile.TarError, and what `copy_out` raises."""
     parent = root.rpartition("/")[0]
-    with tarfile.open(fileobj=cast(IO[bytes], _Pieces(copy_out(root))), mode="r|") as tar:
+    with tarfile.open(fileobj=cast(IO[bytes], Pieces(copy_out(root))), mode="r|") as tar:
         for info in tar:
             path = f"{parent}/{info.name.strip('/')}"
             if ".." not in path.split("/"):

@@ -41,8 +41,9 @@ class Workspace:
 
     def make(self) -> None:
         """Lay the folders out; what an earlier process of the same attempt left is removed first."""
-        shutil.rmtree(self.root, ignore_errors=True)
-        self.root.mkdir(parents=True, mode=0o700)
+        for folder in (self.output, self.readonly, self.scratch):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.root.mkdir(parents=True, mode=0o700, exist_ok=True)
         for folder in (self.output, self.readonly, self.scratch, self.control):
             folder.mkdir()
         shutil.copyfile(RUNNER, self.readonly / RUNNER.name)
