@@ -153,7 +153,17 @@ class Settings(BaseSettings):
         Path | None,
         Field(description="Workspaces of a worker; must be the same path for the engine; absent: in the data folder."),
     ] = None
-    engine: Annotated[Literal["docker", "fake"], Field(description="What runs containers; `fake` only rehearses.")] = "docker"
+    build: Annotated[
+        str | None, Field(description="The only build that a worker may claim that runs one (`millrace worker --once`).")
+    ] = None
+    engine: Annotated[
+        Literal["docker", "own", "fake"],
+        Field(description="What runs builds: Docker; `own`, the worker's own container, for one build; `fake` only rehearses."),
+    ] = "docker"
+    own_image: Annotated[
+        str | None,
+        Field(description="What builds call the image that a worker of the engine `own` runs in; absent: whatever they ask for."),
+    ] = None
     docker_host: Annotated[str | None, Field(description="Address of the Docker engine; absent: Docker's own default.")] = None
     network: Annotated[str, Field(description="Docker network mode of build containers: bridge, none or a network's name.")] = (
         "bridge"

@@ -19,7 +19,7 @@ class ParkOrder(Shape):
     workspaces: Path
     place: str
     mould: Mould | None
-    engine: Literal["docker", "fake"]
+    engine: Literal["docker", "own", "fake"]
     docker_host: str | None
     failpoint: str | None
     home: Path

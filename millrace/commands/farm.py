@@ -128,9 +128,28 @@ def scheduler(session: Session) -> int:
 
 
 @click.command()
+@click.option("--once", is_flag=True, help="Claim one build, carry it, and end.")
+@click.option("--build", "build_id", metavar="ID", help="With --once: the only build that may be claimed; as MILLRACE_BUILD.")
+@click.option(
+    "--within",
+    "within_s",
+    type=click.FloatRange(0, 3600),
+    default=60,
+    show_default=True,
+    help="With --once: seconds after which there is nothing to claim.",
+)
 @click.pass_obj
-def worker(session: Session) -> int:
-    """Be a worker: claim builds, and run them with this host's engine."""
+def worker(session: Session, once: bool, build_id: str | None, within_s: float) -> int:
+    """Be a worker: claim builds, and run them with this host's engine.
+
+    Exit status with --once: 0 where a build was carried, whatever its verdict; 75 where there was none to claim.
+    """
+    if once:
+        from worker import once as one_shot
+
+        return one_shot.main(session.settings, session.environ, build=build_id, within_s=within_s)
+    if build_id is not None:
+        raise InvalidInput("--build names the one build of a worker that carries one", hint="Add --once.")
     from worker.app import main
 
     return main(session.settings, session.environ)

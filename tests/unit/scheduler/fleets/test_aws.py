@@ -8,7 +8,7 @@ from scheduler.fleets import aws
 
 def refused(code: str, message: str = "no", status: int = 400) -> botocore.exceptions.ClientError:
     return botocore.exceptions.ClientError(
-        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},
         "RunTask",
     )
 
