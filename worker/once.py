@@ -32,6 +32,7 @@ from worker.attempt import EXIT_UNREPORTED, UNREPORTED, alive, execute, lock_of
 from worker.control import Control
 from worker.engines import guarded, make_engine
 from worker.headroom import lack_of_room
+from worker.leaving import Leaving
 from worker.order import ParkOrder, make_order, make_park_order, mould_of
 
 log = logging.get_logger(__name__)
@@ -40,25 +41,29 @@ EXIT_NOTHING: Final = 75
 _WORKSPACE: Final = Path("/codebuild")
 """The workspace of a build in the worker's own container: where the build is to see it, so that nothing needs to be mounted."""
 _POLL_S: Final = 2.0
+_LOOK_S: Final = 0.2
 _MOST_DRAIN_S: Final = 60.0
 """Who is told to leave has two minutes on Fargate, and after this needs up to forty seconds to hand its build back."""
 
 
-class _Leaving:
-    """The wish that this worker leaves. A build gets `drain_s` to end by itself; the second wish does not wait."""
+def _see_to_leaving(leaving: Leaving, stop: StopSignal, drain_s: float) -> None:
+    """Have the build that runs end in time once this worker is asked to leave; the second time it is told to, at once."""
+    heard: list[int] = []
 
-    def __init__(self, stop: StopSignal, drain_s: float) -> None:
-        self._stop, self._drain_s = stop, min(drain_s, _MOST_DRAIN_S)
-        self.event = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._told)
+    def leave(number: int, _frame: FrameType | None) -> None:
+        leaving.ask(f"{signal.Signals(number).name} came", 0 if heard else min(drain_s, _MOST_DRAIN_S))
+        heard.append(number)
 
-    def _told(self, _number: int, _frame: FrameType | None) -> None:
-        within_s = 0.0 if self.event.is_set() else self._drain_s
-        self.event.set()
-        timer = threading.Timer(within_s, self._stop.set, (Reason.WORKER_SHUTDOWN,))
-        timer.daemon = True
-        timer.start()
+    def watch() -> None:
+        leaving.begun.wait()
+        while leaving.left_s > 0:
+            time.sleep(min(leaving.left_s, _LOOK_S))
+        log.info("worker.leaving", why=leaving.why)
+        stop.set(Reason.WORKER_SHUTDOWN)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    threading.Thread(target=watch, name="leaving", daemon=True).start()
 
 
 def main(settings: Settings, environ: Mapping[str, str], *, build: str | None, within_s: float) -> int:
@@ -68,7 +73,7 @@ def main(settings: Settings, environ: Mapping[str, str], *, build: str | None, w
     be told. Raises InvalidInput, Unavailable.
     """
     only = build or settings.build
-    if settings.worker_token is None:
+    if settings.worker_token is None or not settings.worker_token.get_secret_value():
         raise InvalidInput("a worker needs MILLRACE_WORKER_TOKEN", hint="'millrace token create --scope worker NAME' makes one.")
     if only is not None and not is_build_id(only):
         raise InvalidInput(
@@ -84,12 +89,13 @@ def main(settings: Settings, environ: Mapping[str, str], *, build: str | None, w
         secrecy.keep(name for name in environ if name.startswith(NOT_FOR_BUILDS))
     engine = _engine(settings, environ, task)
     stop = StopSignal()
-    leaving = _Leaving(stop, settings.drain_s)
+    leaving = Leaving()
+    _see_to_leaving(leaving, stop, settings.drain_s)
     control = guard(Control(settings.api, settings.worker_token.get_secret_value()), "verb", Unavailable)
     ask = _Ask(settings, worker_id, control, only)
     log.info("worker.started", worker_id=worker_id, fleet=settings.fleet, engine=settings.engine, only=only or "")
     try:
-        claim = ask.for_build(engine, leaving.event, within_s)
+        claim = ask.for_build(engine, leaving, within_s)
         if claim is None:
             log.warning("worker.nothing_to_do", only=only or "", within_s=within_s)
             return EXIT_NOTHING
@@ -120,7 +126,7 @@ class _Ask:
         self._settings, self._worker_id, self._control, self._only = settings, worker_id, control, only
         self._token = new_secret("att")
 
-    def for_build(self, engine: Engine, leaving: threading.Event, within_s: float) -> Claim | None:
+    def for_build(self, engine: Engine, leaving: Leaving, within_s: float) -> Claim | None:
         """The claim; None where nothing may be claimed for so long, or who asks is to leave. Raises Unavailable, InfraProblem."""
         host = engine.info()
         folders = [folder for folder in (self._settings.workspaces, host.folder, Path("/")) if folder is not None]
@@ -132,7 +138,7 @@ class _Ask:
         if lack:
             raise Unavailable(lack, hint="Give the worker a larger disk.")
         until = time.monotonic() + within_s
-        while not leaving.is_set():
+        while not leaving.begun.is_set():
             away: Unavailable | None = None
             try:
                 claim = self._control.claim(self._request())
@@ -141,11 +147,13 @@ class _Ask:
             else:
                 if claim is not None:
                     return claim
+                if self._control.leave:
+                    leaving.ask(self._control.leave)
             if time.monotonic() > until:
                 if away is not None:
                     raise away
                 return None
-            leaving.wait(_POLL_S)
+            leaving.begun.wait(_POLL_S)
         return None
 
     def leave(self) -> None:
@@ -164,6 +172,10 @@ class _Ask:
             version=__version__,
             token=self._token,  # the same each time: what an answer that was lost told of comes again
             only=self._only,
+            generation=self._settings.generation,
+            cpus=self._settings.cpus,
+            memory_bytes=self._settings.memory_offered_bytes,
+            labels=self._settings.labels,
         )
 
 
