@@ -9,7 +9,7 @@ DEMO_DIR := .millrace/demo
 EXAMPLES_DIR := .millrace/examples
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images check fmt services unit contract integration e2e test demo up down compose-test compose-images examples fuzz chaos soak failpoints bench bench-quick lock clean
+.PHONY: help setup doctor images bundle check fmt services unit contract integration e2e test demo up down compose-test compose-images examples fuzz chaos soak failpoints bench bench-quick lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ doctor: setup ## Say what this machine lacks
 images: setup ## Make the build images, each once per recipe
 	@$(BIN)/millrace doctor --install --for demo >/dev/null || $(BIN)/millrace doctor --for demo
 	@$(BIN)/python -m buildenv.images build
+
+bundle: setup ## Make the image that carries a worker into any other image
+	@$(BIN)/millrace doctor --install --for demo >/dev/null || $(BIN)/millrace doctor --for demo
+	@$(BIN)/python -m buildenv.images build
+	@$(BIN)/python scripts/bundle.py
 
 check: setup ## Format, lint, types, import contracts, unit tests
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -157,7 +158,7 @@ class Git:
         local = self._url.startswith("/")
         protocols = "file" if local else "http:https:ssh" if self._url.startswith("http://") else "https:ssh"
         self._environment = {
-            "PATH": os.defpath + ":/usr/local/bin",
+            "PATH": f"{Path(sys.executable).parent}:{os.defpath}:/usr/local/bin",  # a bundled worker has its own git
             "HOME": self._home,
             "LC_ALL": "C",
             "GIT_TERMINAL_PROMPT": "0",

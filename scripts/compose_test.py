@@ -52,8 +52,8 @@ def compose_tool() -> list[str]:
     sys.exit("the Compose tool is not installed; as root: apt-get install docker-compose")
 
 
-def prepare_context() -> None:
-    """What the Dockerfiles copy: wheels by their hashes, our own wheel, and the MinIO program."""
+def prepare_wheels() -> None:
+    """What an image with Millrace in it is made of: wheels by their hashes, and our own wheel."""
     CONTEXT.mkdir(parents=True, exist_ok=True)
     wheels = CONTEXT / "wheels"
     lock = (ROOT / "requirements" / "runtime.txt").read_bytes()
@@ -72,6 +72,11 @@ def prepare_context() -> None:
         stamp.write_bytes(lock)
     shutil.rmtree(CONTEXT / "dist", ignore_errors=True)
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(CONTEXT / "dist"), ".")
+
+
+def prepare_context() -> None:
+    """What the Dockerfiles copy: the same, and the MinIO program."""
+    prepare_wheels()
     shutil.copy(run("scripts/minio").strip(), CONTEXT / "minio")
 
 
