@@ -131,7 +131,11 @@ class Ec2Provider(Shape):
 
 
 class FargateProvider(Shape):
-    """A task of ECS for each build, which is also its sandbox. `container`: which of its containers runs the build."""
+    """A task of ECS for each build, which is also its sandbox. `container`: which of its containers runs the build.
+
+    `api_url`: where tasks reach the API, else the farm's own. `images`: what images of builds are called where tasks pull them
+    from; one that is not named is pulled by the name that builds know it by.
+    """
 
     type: Literal["fargate"] = "fargate"
     cluster: str = Field(min_length=1, max_length=255)
@@ -143,6 +147,8 @@ class FargateProvider(Shape):
     spot: bool = False
     region: str
     endpoint_url: str | None = None
+    api_url: str | None = None
+    images: dict[str, str] = Field(default_factory=dict)
 
 
 ProviderSettings = Annotated[ProcessProvider | ContainersProvider | Ec2Provider | FargateProvider, Field(discriminator="type")]
