@@ -1,6 +1,6 @@
 """AWS as the providers of fleets talk to it: clients with little patience, and its errors as ours."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
@@ -89,6 +89,14 @@ def translated(what: str) -> Iterator[None]:
         raise _trouble(Trouble.CREDENTIALS, what, str(error)) from error
     except (BotoCoreError, ResponseParserError, ValueError) as error:  # an answer that breaks off; an address that is none
         raise _trouble(Trouble.AWAY, what, str(error)) from error
+
+
+def part_of(said: Mapping[str, Any], name: str, kind: type) -> Any:
+    """A member that AWS never leaves out. Raises ProviderTrouble where it did: half an answer is none."""
+    value = said.get(name)
+    if not isinstance(value, kind):
+        raise ProviderTrouble(Trouble.AWAY, f"AWS gave half an answer: it lacks {name}")
+    return value
 
 
 def trouble(what: str, code: str, message: str = "", *, refused: bool = True) -> ProviderTrouble:

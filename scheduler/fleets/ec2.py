@@ -14,7 +14,7 @@ from millrace.errors import InvalidInput, ProviderTrouble
 from millrace.fleet import Ec2Provider, Scaling
 from millrace.log import get_logger
 from millrace.vocabulary import Trouble
-from scheduler.fleets.aws import client, translated, trouble
+from scheduler.fleets.aws import client, part_of, translated, trouble
 from scheduler.fleets.ec2_group import problems_of
 from scheduler.fleets.provider import Instance, InstanceState, Order, WaitingBuild
 
@@ -147,9 +147,9 @@ class Ec2:
     def _group(self) -> _Group:
         with translated(self._what):
             pages = self._groups.get_paginator("describe_auto_scaling_groups").paginate(AutoScalingGroupNames=[self._shape.group])
-            found = [group for page in pages for group in _of(page, "AutoScalingGroups", list)]
+            found = [group for page in pages for group in part_of(page, "AutoScalingGroups", list)]
         for said in found:
-            if _of(said, "AutoScalingGroupName", str) == self._shape.group:
+            if part_of(said, "AutoScalingGroupName", str) == self._shape.group:
                 return _read(said)
         raise ProviderTrouble(
             Trouble.MISSING, f"there is no {self._what}", hint="Make it as docs/deploy.md says, or name another in the fleet."
@@ -160,9 +160,9 @@ class Ec2:
         with translated(f"the instances of {self._what}"):
             named = [{"Name": f"tag:{TAG_GROUP}", "Values": [self._shape.group]}]
             pages = self._machines.get_paginator("describe_instances").paginate(Filters=named)
-            reservations = [one for page in pages for one in _of(page, "Reservations", list)]
-        machines = [machine for one in reservations for machine in _of(one, "Instances", list)]
-        return {_of(machine, "InstanceId", str): machine for machine in machines}
+            reservations = [one for page in pages for one in part_of(page, "Reservations", list)]
+        machines = [machine for one in reservations for machine in part_of(one, "Instances", list)]
+        return {part_of(machine, "InstanceId", str): machine for machine in machines}
 
     def _mark(self, generation: int) -> None:
         """Have those that start from here on know their generation."""
@@ -198,11 +198,11 @@ class Ec2:
         """Its worker is done: nothing of the group's lifecycle has to wait for it any longer."""
         with translated(f"instance {instance} of {self._what}"):
             answer = self._groups.describe_lifecycle_hooks(AutoScalingGroupName=self._shape.group)
-            for hook in _of(answer, "LifecycleHooks", list):
-                if _of(hook, "LifecycleTransition", str) == "autoscaling:EC2_INSTANCE_TERMINATING":
+            for hook in part_of(answer, "LifecycleHooks", list):
+                if part_of(hook, "LifecycleTransition", str) == "autoscaling:EC2_INSTANCE_TERMINATING":
                     self._groups.complete_lifecycle_action(
                         AutoScalingGroupName=self._shape.group,
-                        LifecycleHookName=_of(hook, "LifecycleHookName", str),
+                        LifecycleHookName=part_of(hook, "LifecycleHookName", str),
                         InstanceId=instance,
                         LifecycleActionResult="CONTINUE",
                     )
@@ -211,7 +211,7 @@ class Ec2:
         """Raise what kept AWS from starting the last one that it tried to; nothing where it is still at it."""
         with translated(self._what):
             answer = self._groups.describe_scaling_activities(AutoScalingGroupName=self._shape.group, MaxRecords=20)
-        for activity in _of(answer, "Activities", list):  # newest first
+        for activity in part_of(answer, "Activities", list):  # newest first
             if not str(activity.get("Description", "")).startswith("Launching"):
                 continue
             if activity.get("StatusCode") == "Failed":
@@ -222,15 +222,15 @@ class Ec2:
 def _read(said: Mapping[str, Any]) -> _Group:
     members = [
         _Member(
-            id=_of(one, "InstanceId", str),
-            lifecycle=_of(one, "LifecycleState", str),
-            protected=_of(one, "ProtectedFromScaleIn", bool),
+            id=part_of(one, "InstanceId", str),
+            lifecycle=part_of(one, "LifecycleState", str),
+            protected=part_of(one, "ProtectedFromScaleIn", bool),
         )
-        for one in _of(said, "Instances", list)
+        for one in part_of(said, "Instances", list)
     ]
     return _Group(
-        desired=_of(said, "DesiredCapacity", int),
-        maximum=_of(said, "MaxSize", int),
+        desired=part_of(said, "DesiredCapacity", int),
+        maximum=part_of(said, "MaxSize", int),
         members=tuple(one for one in members if one.lifecycle not in _GONE and not one.lifecycle.startswith(_OF_THE_POOL)),
         generation=_tag(said, TAG_GENERATION),
         said=said,
@@ -240,22 +240,14 @@ def _read(said: Mapping[str, Any]) -> _Group:
 def _instance(member: _Member, machine: Mapping[str, Any] | None) -> Instance:
     if machine is None:  # EC2 does not know it yet
         return Instance(id=member.id, state=member.state)
-    ending = _of(_of(machine, "State", dict), "Name", str) in _ENDING
+    ending = part_of(part_of(machine, "State", dict), "Name", str) in _ENDING
     generation = _tag(machine, TAG_GENERATION) or ""
     return Instance(
         id=member.id,
         state=InstanceState.STOPPING if ending else member.state,
-        launched_ms=int(_of(machine, "LaunchTime", datetime).timestamp() * 1000),
+        launched_ms=int(part_of(machine, "LaunchTime", datetime).timestamp() * 1000),
         generation=int(generation) if generation.isdecimal() else None,
     )
-
-
-def _of(said: Mapping[str, Any], name: str, kind: type) -> Any:
-    """A field that AWS never leaves out. Raises ProviderTrouble where it did: half an answer is none."""
-    value = said.get(name)
-    if not isinstance(value, kind):
-        raise ProviderTrouble(Trouble.AWAY, f"AWS gave half an answer: it lacks {name}")
-    return value
 
 
 def _tag(said: Mapping[str, Any], key: str) -> str | None:

@@ -16,10 +16,12 @@ from millrace.fleet import ContainersProvider, Ec2Provider, Scaling
 from millrace.settings import Settings
 from scheduler.fleets.containers import LABEL_FARM, Containers, farm_of
 from scheduler.fleets.ec2 import Ec2
+from scheduler.fleets.fargate import Fargate
 from scheduler.fleets.provider import InstanceState, Order, Provider, WaitingBuild
 from tests.support import aws as clouds
 from tests.support.autoscaling import a_group
 from tests.support.aws import Aws
+from tests.support.cluster import a_cluster, shape_of
 from tests.support.farm import wait_until
 from tests.support.need import missing
 from tests.support.worker_image import make_stand_in
@@ -100,9 +102,29 @@ def _end(aws: Aws, instance: str) -> None:
     groups.terminate_instance_in_auto_scaling_group(InstanceId=instance, ShouldDecrementDesiredCapacity=True)
 
 
+@contextmanager
+def of_fargate(tmp_path: Path, aws: Aws) -> Iterator[Place]:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        for name, value in clouds.CREDENTIALS.items():
+            patch.setenv(name, value)
+        cluster = stack.enter_context(a_cluster(aws))
+        farm = Settings(data_dir=tmp_path, api_url="http://192.0.2.1:8420")
+
+        def new(fleet: str) -> Provider:
+            made = Fargate(fleet, shape_of(aws, cluster), farm)
+            stack.callback(made.close)
+            return made
+
+        def vanish(task: str) -> None:
+            aws.client("ecs").stop_task(cluster=cluster, task=task)
+
+        yield Place(new=new, vanish=vanish, for_each_build=True)
+
+
 PLACES: dict[str, Callable[[Path, Aws], AbstractContextManager[Place]]] = {
     "containers": of_containers,
     "ec2": of_ec2,
+    "fargate": of_fargate,
 }
 
 

@@ -1,7 +1,7 @@
 """AWS for tests: moto behind a server of ours on loopback, which may answer instead of it, or spoil what it answers.
 
 Errors come in the shape that each protocol has them in (AWS: query and EC2 protocols in XML, JSON 1.1). What moto does not have
-of Auto Scaling is here: a group's activities, and the end of lifecycle actions.
+of Auto Scaling is here: a group's activities, and the end of lifecycle actions; what it does not have of ECS is in `ecs.py`.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ from moto.autoscaling.models import autoscaling_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
+
+from tests.support.ecs import Ecs
 
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
@@ -49,6 +51,7 @@ class Aws:
     rules: list[Rule] = field(default_factory=list)
     activities: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     completed: list[tuple[str, str]] = field(default_factory=list)
+    ecs: Ecs = field(default_factory=Ecs)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _clients: dict[str, Any] = field(default_factory=dict)
 
@@ -103,7 +106,7 @@ class Aws:
         if action == "DescribeScalingActivities":
             return self._activities(said)(environ, start)
         with self._one_at_a_time:  # what AWS does in one step, moto does not
-            answer = Response.from_app(moto, environ)
+            answer = self.ecs.answer(action, body, lambda: Response.from_app(moto, environ))
         if rule is not None and rule.change is not None:
             answer.set_data(rule.change(answer.get_data()))
         return answer(environ, start)
