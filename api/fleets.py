@@ -11,11 +11,11 @@ from api.context import here
 from api.fleetinput import FleetInput
 from api.paging import only
 from millrace.errors import InvalidInput, ProviderTrouble
-from millrace.fleet import FleetSettings
+from millrace.fleet import FleetSettings, ProviderSettings, WorkerShape
 from millrace.project import Shape
 from millrace.vocabulary import Trouble
 from scheduler import dispatch
-from scheduler.fleets import faces, marks, records
+from scheduler.fleets import faces, marks, records, upgrades
 from scheduler.fleets.faces import Face
 from scheduler.fleets.observe import WorkerSeen
 from scheduler.fleets.providers import open_provider
@@ -35,6 +35,15 @@ class DrainInput(PauseInput):
     """`worker`: the one that is to leave; None: all of them, and the fleet is paused."""
 
     worker: str | None = Field(default=None, min_length=1, max_length=100)
+
+
+class UpgradeInput(Shape):
+    """What workers of the new generation come by, where that is to change; `back`: the one that is tried out is given up."""
+
+    back: bool = False
+    provider: ProviderSettings | None = None
+    worker: WorkerShape | None = None
+    canary_percent: int | None = Field(default=None, ge=1, le=100)
 
 
 @blueprint.get("")
@@ -124,6 +133,30 @@ def drain(name: str) -> dict[str, Any]:
     return {**_rendered(record), **_face(faces.face_of(db, name))}
 
 
+@blueprint.post("/<name>/upgrade")
+@needs(Scope.ADMIN)
+def upgrade(name: str) -> dict[str, Any]:
+    """Begin a new generation of workers, or go back to the one before."""
+    only()
+    wanted, db = jsonbody.read(UpgradeInput), here().db
+    if wanted.back:
+        if wanted.model_fields_set != {"back"}:
+            raise InvalidInput("back goes to the generation that was, as it was: send it alone")
+        upgrades.go_back(db, name, by=principal().name)
+        return _rendered(records.get(db, name))
+    before = records.get(db, name)
+    changes = {
+        field: getattr(wanted, field) for field in wanted.model_fields_set - {"back"} if getattr(wanted, field) is not None
+    }
+    settings = FleetSettings.model_validate(before.settings or {}).model_copy(update=changes)
+    settings = FleetSettings.model_validate(settings.model_dump(by_alias=True))  # once more, as parts must fit together
+    if settings.provider is not None:
+        records.refuse_orphans(db, name, settings)
+        _check(name, settings)
+    upgrades.begin(db, name, settings, by=principal().name)
+    return _rendered(records.get(db, name))
+
+
 def _rendered(record: FleetRecord) -> dict[str, Any]:
     paused = None
     if record.paused_ms is not None:
@@ -157,6 +190,7 @@ def _scaling(record: FleetRecord) -> dict[str, Any] | None:
         "at": record.decided_ms / 1000,
         "troubles": said.get("troubles", {}),
         "strangers": said.get("strangers", []),
+        "judged": said.get("judged", ""),
     }
 
 

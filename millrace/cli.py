@@ -16,6 +16,7 @@ from millrace.commands import (
     fleets,
     fleetset,
     fleetshow,
+    fleetupgrade,
     fsck,
     lint,
     notices,
@@ -76,7 +77,7 @@ for verb in (
 ):
     cli.add_command(verb)
 
-for verb in (fleetset.fleet_set, fleetshow.fleet_show):
+for verb in (fleetset.fleet_set, fleetshow.fleet_show, fleetupgrade.fleet_upgrade):
     fleets.fleet.add_command(verb)
 
 

@@ -50,6 +50,8 @@ def _say_scaling(found: dict[str, Any]) -> None:
     if found["generation"] != found["stableGeneration"]:
         share = (found["rollout"] or {}).get("sharePercent", 0)
         _plain(f"Generation {found['generation']} is tried out on {share} % of the workers; before: {found['stableGeneration']}")
+        if scaling["judged"]:
+            _plain(f"  now: {scaling['judged']}")
     for step in ((found["rollout"] or {}).get("steps") or [])[-3:]:
         _plain(f"  {_time(step['at'])} {step['kind'].lower()}: {step['why']}")
 

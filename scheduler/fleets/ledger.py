@@ -39,15 +39,23 @@ class ScaledFleet:
     memory: Memory
     said: Mapping[str, Any]
 
+    def settings_of(self, generation: int) -> FleetSettings:
+        """By which workers of a generation come: while a newer one is tried out, those of the one before are as they were."""
+        if self.rollout is None or generation != self.generations.stable:
+            return self.settings
+        return FleetSettings.model_validate({**self.settings.model_dump(by_alias=True), **self.rollout.get("before", {})})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What was decided, and what stands in its way. `troubles`: by what the provider was asked for, as people read it."""
+    """What was decided, and what stands in its way. `troubles`: by what the provider was asked for. `judged`: what was said last
+    of the generation that is tried out."""
 
     decision: Decision
     load: Load
     troubles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     strangers: tuple[str, ...] = ()
+    judged: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """As the fleet's row holds it."""
@@ -58,6 +66,7 @@ class Said:
             "load": load_json(self.load),
             "troubles": {verb: dict(trouble) for verb, trouble in self.troubles.items()},
             "strangers": list(self.strangers),
+            "judged": self.judged,
         }
 
 
@@ -135,7 +144,7 @@ def note_decision(db: Database, fleet: str, said: Said, before: Mapping[str, Any
     """Keep a decision, where it says something else than the one `before`, or that is some time old. Whether it was kept."""
     body, now = said.as_json(), said.load.now_ms
     is_new = body["wanted"] != before.get("wanted")
-    says_more = any(body[name] != before.get(name) for name in ("troubles", "strangers"))
+    says_more = any(body[name] != before.get(name) for name in ("troubles", "strangers", "judged"))
     old_ms = _FRESH_MS if body["why"] == before.get("why") else _REASON_MS
     if not (is_new or says_more or noted_ms is None or now - noted_ms >= old_ms):
         return False

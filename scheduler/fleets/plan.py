@@ -84,9 +84,9 @@ def _odd(sight: Sight, wanted: int, generations: Generations) -> list[WorkerSeen
     if generations.stable != generations.newest:
         quota[generations.stable] = total - quota[generations.newest]
     found: list[WorkerSeen] = []
-    for generation in {worker.generation for worker in ours}:
+    for generation in {worker.generation for worker in ours} - {None}:
         here = [worker for worker in ours if worker.generation == generation]
-        most = quota.get(generation or 0)
+        most = quota.get(generation) if generation is not None else None
         if most is None:
             found += here
         elif generations.stable != generations.newest:

@@ -98,6 +98,12 @@ def check_name(name: str) -> None:
         )
 
 
+def refuse_orphans(db: Database, name: str, settings: FleetSettings) -> None:
+    """Raises Conflict where instances of another provider than that of `settings` are there."""
+    with db.reading() as session:
+        _refuse_orphans(session, name, settings)
+
+
 def pause(db: Database, name: str, *, by: str, why: str) -> FleetRecord:
     """No build of the fleet is claimed any more; those that run go on. Raises NotFound."""
     get(db, name)

@@ -6,6 +6,7 @@ is gone on with by the next one, of this scheduler or of another. What a provide
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,9 +19,9 @@ from millrace.settings import Settings
 from millrace.vocabulary import Trouble
 from scheduler import dispatch
 from scheduler.db import Database
-from scheduler.fleets import ledger, marks, overflow, policy
+from scheduler.fleets import ledger, marks, overflow, policy, rollout, upgrades
 from scheduler.fleets.ledger import Said, ScaledFleet
-from scheduler.fleets.observe import Sight, Times, measure, observe
+from scheduler.fleets.observe import At, Sight, Times, measure, observe
 from scheduler.fleets.plan import Plan, make_plan
 from scheduler.fleets.provider import Instance, Provider
 from scheduler.fleets.providers import LOOK_EVERY_S, open_provider, order_of
@@ -69,6 +70,8 @@ class _Known:
     noted: tuple[dict[str, Any], int | None] = ({}, None)
     strangers: frozenset[str] = frozenset()
     protected: frozenset[str] = frozenset()
+    judged: str = ""
+    judged_at: float | None = None
     stirred: bool = False
     """It was just asked for something, and is looked at again in the next round."""
 
@@ -132,11 +135,13 @@ class Scaler:
         self._protect(fleet, known, sight)
         self._act(fleet, known, sight, plan)
         self._overflow(fleet, known, sight, decision)
+        self._judge(fleet, known, sight)
         said = Said(
             decision=decision,
             load=sight.load,
             troubles={verb: trouble.as_json() for verb, trouble in known.troubles.items()},
             strangers=tuple(sorted(known.strangers)),
+            judged=known.judged,
         )
         if ledger.note_decision(self._db, fleet.name, said, *known.noted):
             known.noted = (said.as_json(), sight.load.now_ms)
@@ -192,7 +197,11 @@ class Scaler:
         for generation, count in plan.grow.items():
             more, lacking = count + lacking, 0
             total = listed + more
-            grow = partial(known.provider.grow_to, total, order_of(fleet.name, fleet.settings, generation))
+            settings = fleet.settings_of(generation)
+            provider = known.provider
+            if settings.provider != fleet.settings.provider:  # that of the generation before the one that is tried out
+                provider = self._open_as(fleet.name, settings, self._settings)
+            grow = partial(provider.grow_to, total, order_of(fleet.name, settings, generation))
             if self._does(fleet, known, "grow", grow):
                 log.info("fleet.grows", fleet=fleet.name, by=more, to=total, generation=generation)
                 listed = total
@@ -227,6 +236,23 @@ class Scaler:
         if excess > 0:
             for build_id in overflow.move(self._db, fleet.name, to, excess, waited_s=settings.scaling.target_wait_s):
                 self._bell.ring(build_id, to)
+
+    def _judge(self, fleet: ScaledFleet, known: _Known, sight: Sight) -> None:
+        """Widen, finish or take back the generation that is tried out, by how its builds fare."""
+        if fleet.rollout is None:
+            known.judged, known.judged_at = "", None
+            return
+        if not self._due(known.judged_at, _MEASURE_EVERY_S):
+            return
+        known.judged_at = self._monotonic()
+        pair = (fleet.generations.stable, fleet.generations.newest)
+        there = Counter(worker.generation for worker in sight.workers_at(At.IDLE, At.BUSY) if worker.generation is not None)
+        with self._db.reading() as session:
+            stable, newest = upgrades.sides(session, fleet.name, pair, int(fleet.rollout["began"]), there)
+        share, since_ms = fleet.generations.share_percent, int(fleet.rollout["since"])
+        step = rollout.judge(stable, newest, share, since_ms, sight.load.now_ms)
+        known.judged = step.why
+        upgrades.take(self._db, fleet.name, fleet.generations.newest, step)
 
     def _report(self, fleet: ScaledFleet, known: _Known, sight: Sight) -> None:
         """Say once what nobody asked for, and whose ground is gone."""

@@ -179,3 +179,23 @@ def test_a_fleet_is_shown_drained_and_resumed() -> None:
         assert farm.cli("fleet", "resume", "burst").returncode == 0
         wait_until(lambda: workers_on_host(farm), 20)
         assert "burst" in farm.cli("fleet", "ls").stdout
+
+
+def test_an_upgrade_replaces_workers_of_processes_and_the_old_ones_end_their_builds() -> None:
+    with scaled_farm(FAKE_SLEEP_S="25") as farm:
+        fleet_set(farm, "--minimum", "1", "--maximum", "2", "--slots", "1")
+        build = farm.build(["work"], project="burst", **IN_FLEET)
+        wait_until(lambda: farm.show(build)["millrace"]["state"] == "RUNNING", 60)
+        said = farm.cli("fleet", "upgrade", "burst", "--canary-percent", "100")
+        assert "Generation 2 begins with 100 % of the workers" in said.stdout, said.stdout + said.stderr
+
+        def replaced() -> bool:
+            seen = {one["generation"]: one["at"] for one in fleet(farm)["workersSeen"]}
+            return seen.get(1) == "draining" and seen.get(2) == "idle"
+
+        wait_until(replaced, 40)
+        ended = farm.ended(build)
+        assert (ended["buildStatus"], ended["millrace"]["attempt"]) == ("SUCCEEDED", 1)
+        wait_until(lambda: [one["generation"] for one in fleet(farm)["instances"]] == [2], 30)
+        assert farm.cli("fleet", "upgrade", "burst", "--back").returncode == 0
+        wait_until(lambda: [one["generation"] for one in fleet(farm)["instances"]] == [1], 60)

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from millrace.contract import Claim
+from millrace.contract import Claim, FinishReport
 from millrace.errors import AttemptFenced, ProviderTrouble
 from millrace.fleet import FleetSettings
 from millrace.settings import Settings
@@ -165,11 +165,11 @@ class World:
                 claimed += 1
         return claimed
 
-    def end(self, worker: str) -> None:
-        """The worker's oldest build ends well, unless its lease ran out."""
+    def end(self, worker: str, report: FinishReport | None = None) -> None:
+        """The worker's oldest build ends, well where nothing else is said, unless its lease ran out."""
         claim = self.held[worker].pop(0)
         with suppress(AttemptFenced):
-            lifecycle.finish(self.db, claim.build_id, claim.attempt_no, hash_token(claim.token), a_report())
+            lifecycle.finish(self.db, claim.build_id, claim.attempt_no, hash_token(claim.token), report or a_report())
         if worker in self.left:
             self.go(worker)
 

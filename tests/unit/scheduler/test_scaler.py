@@ -1,6 +1,7 @@
 """The scaler in a small world: it grows, shrinks, forgets nothing and ends nothing that runs, whatever happens in between."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,19 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from millrace.errors import Conflict, ProviderTrouble
+from millrace.errors import Conflict, InvalidInput, NotFound, ProviderTrouble
 from millrace.fleet import FleetSettings
 from millrace.settings import Settings
-from millrace.vocabulary import BuildState, Trouble
+from millrace.vocabulary import BuildState, Reason, Trouble, Verdict
 from scheduler import waiting
-from scheduler.fleets import faces, ledger, marks, records
+from scheduler.fleets import faces, ledger, marks, records, upgrades
+from scheduler.fleets.observe import At
 from scheduler.fleets.provider import Instance, InstanceState
 from scheduler.models import Build, Fleet
 from scheduler.models import Decision as DecisionRow
 from scheduler.models import Instance as InstanceRow
 from tests.support.fleets import FLEET, World, run_all
-from tests.support.records import a_build, a_project
+from tests.support.records import a_build, a_project, a_report
 
 FARM = Settings(data_dir=Path("unused"))
 QUICK: dict[str, Any] = {"maximum": 10, "shrinkAfterS": 0}
@@ -300,3 +302,108 @@ def test_old_decisions_and_instances_are_forgotten(world: World) -> None:
     ledger.forget(world.db)
     with world.db.reading() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(DecisionRow)) == 1
+
+
+def generations(world: World) -> Counter[int | None]:
+    """How many workers of each generation take builds."""
+    seen = faces.face_of(world.db, FLEET).workers
+    return Counter(worker.generation for worker in seen if worker.at in (At.IDLE, At.BUSY))
+
+
+def upgrade(world: World, **changes: Any) -> None:
+    record = records.get(world.db, FLEET)
+    upgrades.begin(world.db, FLEET, FleetSettings.model_validate({**(record.settings or {}), **changes}), by="ann")
+
+
+def turns(world: World, times: int, *, every_s: float = 5, failing: int | None = None) -> None:
+    """Builds come and end, instances boot, workers ask; those of the generation `failing` lose what they run by our fault."""
+    for _ in range(times):
+        builds(world, len(world.held))  # one for each
+        world.round(every_s=every_s)
+        world.boot()
+        for worker in list(world.held):
+            if worker in world.held and worker not in world.left:
+                world.ask(worker)
+        for worker in [worker for worker, held in world.held.items() if held]:
+            fails = world.box.started[worker] == failing
+            world.end(worker, a_report(Verdict.FAULT, Reason.ENGINE_LOST) if fails else None)
+
+
+def test_a_new_generation_takes_a_fleet_over_step_by_step_and_no_build_is_lost(world: World) -> None:
+    world.configure(scaling={"minimum": 4, "maximum": 6, "shrinkAfterS": 0}, canaryPercent=25)
+    world.round()
+    world.boot()
+    world.round()
+    assert generations(world) == {1: 4}
+    upgrade(world, worker={"slots": 2, "labels": ["new"]})
+    with pytest.raises(Conflict, match="generation 2 of fleet default is still tried out"):
+        upgrade(world)
+    turns(world, 6)
+    assert generations(world) == {1: 3, 2: 1}
+    assert {order.environment.get("MILLRACE_LABELS") for order in world.box.orders if order.generation == 2} == {"new"}
+    assert {order.environment.get("MILLRACE_LABELS") for order in world.box.orders if order.generation == 1} == {None}
+    for _ in range(20):
+        turns(world, 4)
+        if records.get(world.db, FLEET).stable_generation == 2:
+            break
+    turns(world, 4)
+    assert generations(world) == {2: 4}
+    record = records.get(world.db, FLEET)
+    assert record.rollout is not None
+    assert [step["kind"] for step in record.rollout["steps"]] == ["BEGIN", "WIDEN", "WIDEN", "FINISH"]
+    assert world.box.most <= 6
+    with world.db.reading() as session:
+        assert session.scalar(sa.select(sa.func.max(Build.attempt_no))) == 1
+
+
+def test_a_generation_that_fails_builds_is_given_up_and_the_old_one_comes_back(world: World) -> None:
+    world.configure(scaling={"minimum": 4, "maximum": 6, "shrinkAfterS": 0}, canaryPercent=25)
+    world.round()
+    world.boot()
+    turns(world, 4)
+    upgrade(world, worker={"slots": 2, "labels": ["broken"]})
+    for _ in range(20):
+        turns(world, 2, failing=2)
+        if records.get(world.db, FLEET).generation == 1:
+            break
+    record = records.get(world.db, FLEET)
+    assert record.rollout is not None
+    assert [step["kind"] for step in record.rollout["steps"]] == ["BEGIN", "RETURN"]
+    assert "failed by our fault" in record.rollout["steps"][-1]["why"]
+    assert record.settings is not None
+    assert record.settings["worker"] == {"slots": 2, "labels": []}
+    turns(world, 6)
+    assert set(generations(world)) == {1}
+    assert upgrades.begin(world.db, FLEET, FleetSettings.model_validate(record.settings), by="ann") == 3, "2 is not used again"
+
+
+def test_a_generation_is_taken_back_by_hand(world: World) -> None:
+    world.configure(scaling={"minimum": 2, "maximum": 3, "shrinkAfterS": 0})
+    with pytest.raises(Conflict, match="tries out no generation"):
+        upgrades.go_back(world.db, FLEET, by="ann")
+    world.round()
+    world.boot()
+    upgrade(world)
+    turns(world, 5)
+    assert generations(world)[2] == 1
+    assert upgrades.go_back(world.db, FLEET, by="ann") == 1
+    turns(world, 8)
+    assert generations(world) == {1: 2}
+
+
+def test_where_there_is_no_room_for_more_one_leaves_before_another_comes(world: World) -> None:
+    world.configure(scaling={"minimum": 2, "maximum": 2, "shrinkAfterS": 0}, canaryPercent=100)
+    world.round()
+    world.boot()
+    upgrade(world)
+    turns(world, 12)
+    assert generations(world) == {2: 2}
+    assert world.box.most <= 3, "the one that leaves still counts"
+
+
+def test_a_fleet_that_is_not_scaled_has_no_generations(world: World) -> None:
+    records.change(world.db, FLEET, max_running=2)
+    with pytest.raises(InvalidInput, match="is not scaled"):
+        upgrades.begin(world.db, FLEET, FleetSettings(), by="ann")
+    with pytest.raises(NotFound):
+        upgrades.begin(world.db, "nowhere", FleetSettings(), by="ann")
