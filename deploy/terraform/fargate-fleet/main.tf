@@ -241,6 +241,7 @@ resource "aws_ecs_task_definition" "template" {
       name                   = "bundle"
       image                  = var.bundle_image
       essential              = false
+      memoryReservation      = 32
       readonlyRootFilesystem = true
       mountPoints            = [{ sourceVolume = "bundle", containerPath = "/millrace" }]
       logConfiguration       = local.log["bundle"]
