@@ -69,7 +69,10 @@ class Provider(Protocol):
         """
 
     def release(self, ids: Sequence[str]) -> None:
-        """End these, and have as many fewer, in one step: none comes for them. One that is not there is none to end."""
+        """End these, and have as many fewer, in one step: none comes for them. One that is not there is none to end.
+
+        For one that stops already, whoever wanted that, it says that nothing has to wait for its worker.
+        """
 
     def protect(self, ids: Sequence[str]) -> None:
         """Let nobody but us end these, where the provider might by itself."""

@@ -23,7 +23,7 @@ from scheduler.fleets import ledger, marks, overflow, policy, rollout, upgrades
 from scheduler.fleets.ledger import Said, ScaledFleet
 from scheduler.fleets.observe import At, Sight, Times, measure, observe
 from scheduler.fleets.plan import Plan, make_plan
-from scheduler.fleets.provider import Instance, Provider
+from scheduler.fleets.provider import Instance, InstanceState, Provider
 from scheduler.fleets.providers import LOOK_EVERY_S, open_provider, order_of
 
 log = get_logger(__name__)
@@ -72,6 +72,7 @@ class _Known:
     protected: frozenset[str] = frozenset()
     judged: str = ""
     judged_at: float | None = None
+    hastened_at: float | None = None
     stirred: bool = False
     """It was just asked for something, and is looked at again in the next round."""
 
@@ -133,6 +134,8 @@ class Scaler:
         ledger.note_instances(self._db, fleet, sight)
         self._report(fleet, known, sight)
         self._protect(fleet, known, sight)
+        if self._due(known.hastened_at, every_s):
+            self._hasten(fleet, known, sight)
         self._act(fleet, known, sight, plan)
         self._overflow(fleet, known, sight, decision)
         self._judge(fleet, known, sight)
@@ -225,6 +228,17 @@ class Scaler:
         new = sorted(ours - known.protected)
         if new and self._does(fleet, known, "protect", lambda: known.provider.protect(new)):
             known.protected = ours
+
+    def _hasten(self, fleet: ScaledFleet, known: _Known, sight: Sight) -> None:
+        """Ask once more for the end of those that stop, whoever ends them: nothing has to wait for a worker that is gone."""
+        held = {worker.id for worker in sight.workers if worker.at is not At.GONE}
+        over = [
+            instance.id
+            for instance in sight.instances
+            if instance.state is InstanceState.STOPPING and instance.id not in held and (instance.joined or instance.released)
+        ]
+        if over and self._does(fleet, known, "release", lambda: known.provider.release(over)):
+            known.hastened_at = self._monotonic()
 
     def _overflow(self, fleet: ScaledFleet, known: _Known, sight: Sight, decision: policy.Decision) -> None:
         settings, load = fleet.settings, sight.load

@@ -90,6 +90,21 @@ def test_a_busy_worker_is_asked_and_not_ended(world: World) -> None:
     assert world.box.released == leaving
 
 
+def test_one_that_others_end_is_waited_for_until_its_worker_is_gone(world: World) -> None:
+    world.configure(scaling={**QUICK, "minimum": 1})
+    world.round()
+    world.boot()
+    builds(world, 1)
+    assert world.ask("i-1") is not None
+    world.box.instances["i-1"] = Instance(id="i-1", state=InstanceState.STOPPING, generation=1)
+    world.round(5)
+    assert world.box.released == [], "its build runs"
+    world.end("i-1")
+    world.go("i-1")
+    world.round(2)
+    assert set(world.box.released) == {"i-1"}
+
+
 def test_of_idle_workers_the_one_leaves_that_was_idle_for_longest(world: World) -> None:
     world.configure(scaling={**QUICK, "minimum": 3})
     world.round()
