@@ -59,7 +59,9 @@ class ProcessProvider:
     def release(self, ids: Sequence[str]) -> None:
         """Take the notes away."""
         for process_id in ids:
-            notes.drop_order(self._home, process_id)
+            note = notes.order(self._home, process_id)
+            if note is not None and note.fleet == self._fleet:
+                notes.drop_order(self._home, process_id)
 
     def protect(self, ids: Sequence[str]) -> None:
         """Nobody else ends them."""

@@ -1,6 +1,8 @@
 """What every provider of workers keeps (`scheduler.fleets.provider`). A provider joins by a line in PLACES."""
 
 import itertools
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,15 +16,17 @@ from pydantic import SecretStr
 
 from millrace.fleet import ContainersProvider, Ec2Provider, Scaling
 from millrace.settings import Settings
+from scheduler.fleets import notes
 from scheduler.fleets.containers import LABEL_FARM, Containers, farm_of
 from scheduler.fleets.ec2 import Ec2
 from scheduler.fleets.fargate import Fargate
+from scheduler.fleets.process import ProcessProvider
 from scheduler.fleets.provider import InstanceState, Order, Provider, WaitingBuild
 from tests.support import aws as clouds
 from tests.support.autoscaling import a_group
 from tests.support.aws import Aws
 from tests.support.cluster import a_cluster, shape_of
-from tests.support.farm import wait_until
+from tests.support.farm import Farm, running_farm, wait_until
 from tests.support.need import missing
 from tests.support.worker_image import make_stand_in
 
@@ -51,7 +55,32 @@ class Place:
 
 
 @contextmanager
-def of_containers(tmp_path: Path, _aws: Aws) -> Iterator[Place]:
+def of_process(request: pytest.FixtureRequest) -> Iterator[Place]:
+    farm: Farm = request.getfixturevalue("farm")
+    home = farm.home / "data"
+    fleets: set[str] = set()
+
+    def new(fleet: str) -> Provider:
+        fleets.add(fleet)
+        return ProcessProvider(fleet, home)
+
+    def vanish(instance: str) -> None:
+        run = wait_until(lambda: notes.runs(home).get(instance))
+        assert run is not None
+        wait_until(lambda: f'"worker_id": "{instance}"' in farm.part_log("worker"), 60)  # before that, a signal is a crash
+        os.kill(run.pid, signal.SIGTERM)
+
+    try:
+        yield Place(new=new, vanish=vanish, environment={"MILLRACE_ENGINE": "fake"})
+    finally:
+        for fleet in fleets:
+            provider = ProcessProvider(fleet, home)
+            provider.release([one.id for one in provider.find()])
+
+
+@contextmanager
+def of_containers(request: pytest.FixtureRequest) -> Iterator[Place]:
+    tmp_path: Path = request.getfixturevalue("tmp_path")
     try:
         engine = docker.APIClient(timeout=60)
     except DockerException:
@@ -79,7 +108,8 @@ def of_containers(tmp_path: Path, _aws: Aws) -> Iterator[Place]:
 
 
 @contextmanager
-def of_ec2(_tmp_path: Path, aws: Aws) -> Iterator[Place]:
+def of_ec2(request: pytest.FixtureRequest) -> Iterator[Place]:
+    aws: Aws = request.getfixturevalue("aws")
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         for name, value in clouds.CREDENTIALS.items():
             patch.setenv(name, value)
@@ -103,7 +133,9 @@ def _end(aws: Aws, instance: str) -> None:
 
 
 @contextmanager
-def of_fargate(tmp_path: Path, aws: Aws) -> Iterator[Place]:
+def of_fargate(request: pytest.FixtureRequest) -> Iterator[Place]:
+    tmp_path: Path = request.getfixturevalue("tmp_path")
+    aws: Aws = request.getfixturevalue("aws")
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         for name, value in clouds.CREDENTIALS.items():
             patch.setenv(name, value)
@@ -121,11 +153,22 @@ def of_fargate(tmp_path: Path, aws: Aws) -> Iterator[Place]:
         yield Place(new=new, vanish=vanish, for_each_build=True)
 
 
-PLACES: dict[str, Callable[[Path, Aws], AbstractContextManager[Place]]] = {
+PLACES: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Place]]] = {
+    "process": of_process,
     "containers": of_containers,
     "ec2": of_ec2,
     "fargate": of_fargate,
 }
+
+
+MARKS = {"process": [pytest.mark.redis, pytest.mark.docker], "containers": [pytest.mark.docker]}
+
+
+@pytest.fixture(scope="module")
+def farm() -> Iterator[Farm]:
+    """One that has no workers but those that are ordered."""
+    with running_farm(MILLRACE_WORKERS="0") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +177,9 @@ def aws() -> Iterator[Aws]:
         yield server
 
 
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.docker] if name == "containers" else []) for name in PLACES])
-def place(request: pytest.FixtureRequest, tmp_path: Path, aws: Aws) -> Iterator[Place]:
-    with PLACES[request.param](tmp_path, aws) as made:
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, [])) for name in PLACES])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with PLACES[request.param](request) as made:
         yield made
 
 
