@@ -202,7 +202,8 @@ def _parts(settings: Settings, secret: Mapping[str, str], environ: Mapping[str, 
     home = settings.home
     shared = _shared(settings, environ)
     worker = _worker_environment(settings, secret, environ)
-    trusted = {**shared, "MILLRACE_SIGNING_KEY": secret["signing_key"]}
+    # They start workers elsewhere, too, and give them their token.
+    trusted = {**shared, "MILLRACE_SIGNING_KEY": secret["signing_key"], "MILLRACE_WORKER_TOKEN": secret["worker_token"]}
     redis = ["redis-server", "--port", "0", "--unixsocket", str(home / "redis" / "redis.sock"), "--unixsocketperm", "700"]
     redis += [
         "--dir",
