@@ -219,7 +219,7 @@ def _may(build: Build, now: int) -> sa.ColumnElement[bool]:
 
 
 def _lines(session: Session, build: Build, load: Load, now: int) -> dict[str, _Line]:
-    here = lanes.waiting_projects(build.fleet, lanes.waiting_needs(session, build.fleet))
+    here = lanes.waiting_projects(session, build.fleet, lanes.waiting_needs(session, build.fleet))
     rows = session.execute(
         sa.select(here.c.need, Project.name, Project.weight, Project.concurrent_build_limit, Served.clock)
         .select_from(here)

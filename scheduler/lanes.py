@@ -1,8 +1,14 @@
-"""The waiting builds of a fleet, a lane for each project and need. What is read here costs the same however many wait."""
+"""The waiting builds of a fleet, a lane for each project and need. What is read here costs the same however many wait.
+
+That holds as long as the database goes by the indexes of what waits, whose order all queries ask for. PostgreSQL may take another
+one and sort, where it knows the table as it was before many builds came, and a claim then takes seconds: so `keep_plans` tells it
+not to, and rows are compared in ways that no other index has the order of.
+"""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -15,6 +21,8 @@ from scheduler.models import IS_HELD, IS_QUEUED, Build, Fleet, Project, Served, 
 BEST = (Build.rank, Build.number)
 OLDEST = (Build.number,)
 """The two orders in which the builds of a lane wait."""
+_LEAST = (sa.literal(-(2**31)), sa.literal(-(2**31)))
+"""What comes before all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,14 @@ def limits_of(session: Session, fleet: str, settings: Settings) -> Limits:
     )
 
 
+def keep_plans(session: Session) -> None:
+    """For the rest of the transaction, on PostgreSQL: by index, in order, whatever its statistics say."""
+    if _is_sqlite(session):
+        return
+    off = [sa.func.set_config(name, "off", True) for name in ("enable_sort", "enable_seqscan", "enable_bitmapscan", "jit")]
+    session.execute(sa.select(*off))
+
+
 def turn_of(session: Session, fleet: str) -> Turn:
     """The fleet's counts of claims and its clock."""
     return session.get(Turn, fleet) or Turn(fleet=fleet, claims=0, clock=0, offers={})
@@ -91,33 +107,28 @@ def read_lanes(
     """
     if not needs:
         return []
-    waiting = waiting_projects(fleet, needs)
+    waiting = waiting_projects(session, fleet, needs)
+    order = OLDEST if fair else BEST
     head = (
         sa.select(Build.id)
-        .where(
-            IS_QUEUED,
-            Build.fleet == fleet,
-            Build.need == waiting.c.need,
-            Build.project_name == waiting.c.project,
-            may_start(now),
-        )
-        .order_by(*(OLDEST if fair else BEST))
+        .where(IS_QUEUED, Build.fleet == fleet, *_in_lane(session, waiting, order), may_start(now))
+        .order_by(Build.need, Build.project_name, *order)
         .limit(1)
         .correlate(waiting)
         .scalar_subquery()
     )
-    heads = sa.select(head.label("build_id")).select_from(waiting).where(waiting.c.project.is_not(None)).cte("heads")
+    heads = session.scalars(sa.select(head).select_from(waiting).where(waiting.c.project.is_not(None))).all()
     skipped = frozenset(without)
-    return [lane for lane in _lanes(session, fleet, load, heads) if lane.project not in skipped]
+    return [lane for lane in _lanes(session, fleet, load, [one for one in heads if one]) if lane.project not in skipped]
 
 
 def read_lane(session: Session, fleet: str, load: Load, now: int, build_id: str) -> Lane | None:
     """The lane of this very build, as if it were the first of it; None where it may not be claimed now."""
-    only = sa.select(Build.id.label("build_id")).where(IS_QUEUED, Build.fleet == fleet, Build.id == build_id, may_start(now))
-    return next(iter(_lanes(session, fleet, load, only.cte("heads"))), None)
+    waits = sa.select(Build.id).where(IS_QUEUED, Build.fleet == fleet, Build.id == build_id, may_start(now))
+    return next(iter(_lanes(session, fleet, load, session.scalars(waits).all())), None)
 
 
-def _lanes(session: Session, fleet: str, load: Load, heads: sa.CTE) -> list[Lane]:
+def _lanes(session: Session, fleet: str, load: Load, heads: Collection[str]) -> list[Lane]:
     """The lanes of these builds, but for those of projects at their limit."""
     rows = session.execute(
         sa.select(
@@ -133,10 +144,10 @@ def _lanes(session: Session, fleet: str, load: Load, heads: sa.CTE) -> list[Lane
             Build.number,
             Build.passed_ms,
         )
-        .select_from(heads)
-        .join(Build, Build.id == heads.c.build_id)
+        .select_from(Build)
         .join(Project, Project.name == Build.project_name)
         .outerjoin(Served, sa.and_(Served.fleet == fleet, Served.project_name == Project.name))
+        .where(Build.id.in_(heads))
     )
     return [
         Lane(
@@ -162,19 +173,41 @@ def waiting_fleets(session: Session) -> list[str]:
     return list(session.scalars(sa.select(_steps(Build.fleet, "fleet_step").c.value).where(sa.text("value IS NOT NULL"))))
 
 
-def waiting_projects(fleet: str, needs: Collection[str]) -> sa.Subquery:
+def waiting_projects(session: Session, fleet: str, needs: Collection[str]) -> sa.Subquery:
     """The projects with builds of these needs that wait for the fleet: `waiting.need` and `waiting.project`, or NULL for that.
 
     Found by one step through the index for each, the steps of all needs side by side.
     """
     kinds = sa.union_all(*(sa.select(sa.literal(need, sa.String).label("need")) for need in sorted(needs))).subquery("kinds")
-    least = sa.select(Build.project_name).where(IS_QUEUED, Build.fleet == fleet).order_by(Build.project_name).limit(1)
-    first = sa.select(
-        kinds.c.need, least.where(Build.need == kinds.c.need).correlate(kinds).scalar_subquery().label("project")
-    ).cte("project_step", recursive=True)
-    following = least.where(Build.need == first.c.need, Build.project_name > first.c.project).correlate(first).scalar_subquery()
+    least = sa.select(Build.project_name).where(IS_QUEUED, Build.fleet == fleet).order_by(Build.need, Build.project_name).limit(1)
+    start = least.where(*_after(session, kinds.c.need, sa.literal(""))).correlate(kinds).scalar_subquery()
+    first = sa.select(kinds.c.need, start.label("project")).cte("project_step", recursive=True)
+    following = least.where(*_after(session, first.c.need, first.c.project)).correlate(first).scalar_subquery()
     steps = first.union_all(sa.select(first.c.need, following).where(first.c.project.is_not(None)))
     return sa.select(steps.c.need, steps.c.project).subquery("waiting")
+
+
+def _is_sqlite(session: Session) -> bool:
+    return session.get_bind().dialect.name == "sqlite"
+
+
+def _after(session: Session, need: sa.ColumnElement[str], project: sa.ColumnElement[str]) -> Sequence[sa.ColumnElement[bool]]:
+    """Of this need, in projects after this one: in words by which each database goes through the index.
+
+    What is equal to something given has no order of its own for PostgreSQL, and then any index would do; SQLite looks up that.
+    """
+    if _is_sqlite(session):
+        return Build.need == need, Build.project_name > project
+    return sa.tuple_(Build.need, Build.project_name) > sa.tuple_(need, project), Build.need <= need
+
+
+def _in_lane(session: Session, waiting: sa.Subquery, order: Sequence[Any]) -> Sequence[sa.ColumnElement[bool]]:
+    """Of just this need and this project, in the same way."""
+    if _is_sqlite(session):
+        return Build.need == waiting.c.need, Build.project_name == waiting.c.project
+    place = sa.tuple_(Build.need, Build.project_name, *order)
+    least = sa.tuple_(waiting.c.need, waiting.c.project, *_LEAST[: len(order)])
+    return place >= least, sa.tuple_(Build.need, Build.project_name) <= sa.tuple_(waiting.c.need, waiting.c.project)
 
 
 def _steps(column: sa.orm.InstrumentedAttribute[str], name: str, *where: sa.ColumnElement[bool]) -> sa.CTE:

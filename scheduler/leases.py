@@ -63,6 +63,7 @@ def claim(db: Database, request: ClaimRequest, settings: Settings) -> Claim | No
             return None
         if not db.is_sqlite:  # claims queue up behind one another, so that limits and shares are counted, not guessed
             session.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
+        lanes.keep_plans(session)
         claimed = (
             _next(session, worker, request, settings)
             if request.only is None

@@ -54,6 +54,7 @@ def explain(db: Database, build_id: str, settings: Settings) -> Waiting | None:
             return None
         if build.state != BuildState.QUEUED:
             return _not_waiting(build)
+        lanes.keep_plans(session)
         now: int = session.execute(sa.select(now_ms())).scalar_one()
         load = lanes.load_of(session, build.fleet)
         need = Need.parse(build.need)

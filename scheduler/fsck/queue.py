@@ -43,6 +43,7 @@ def _takeable(scope: Scope) -> tuple[dict[str, tuple[str, int]], int]:
     found: dict[str, tuple[str, int]] = {}
     with scope.db.reading() as session:
         now: int = session.execute(sa.select(now_ms())).scalar_one()
+        lanes.keep_plans(session)
         for fleet in lanes.waiting_fleets(session):
             load = lanes.load_of(session, fleet)
             if not lanes.limits_of(session, fleet, scope.settings).leave_room(load):
@@ -75,6 +76,7 @@ def none_passed_over(scope: Scope) -> Said:
     faults: list[Fault] = []
     with scope.db.reading() as session:
         now: int = session.execute(sa.select(now_ms())).scalar_one()
+        lanes.keep_plans(session)
         for fleet in lanes.waiting_fleets(session):
             load, needs = lanes.load_of(session, fleet), lanes.waiting_needs(session, fleet)
             offers = {offer_of(worker) for worker in session.scalars(sa.select(Worker).where(Worker.fleet == fleet))}

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from millrace.log import configure
 from millrace.need import GIB, Need
 from millrace.settings import Settings
-from millrace.vocabulary import BuildState
 from scheduler import leases, lifecycle
 from scheduler.db import Database, now_ms
 from scheduler.leases import hash_token
@@ -36,6 +35,15 @@ def databases() -> Iterator[dict[str, str]]:
     """The address of an empty database of each kind."""
     with tempfile.TemporaryDirectory(prefix="mr-bench-") as folder, postgres.running() as server, server.database() as url:
         yield dict(zip(KINDS, (f"sqlite:///{folder}/records.db", url), strict=True))
+
+
+def empty(db: Database) -> None:
+    """Nothing but the projects."""
+    with db.transaction() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(sa.delete(table))
+    for number in range(PROJECTS):
+        a_project(db, f"p{number}")
 
 
 def fill(db: Database, settings: Settings, count: int, needs: Sequence[Need] = ()) -> None:
@@ -99,17 +107,12 @@ def samples(scale: Scale) -> Iterator[Sample]:
             for kind, url in urls.items():
                 db = Database(url)
                 db.migrate()
-                with db.transaction() as session:
-                    for table in reversed(Base.metadata.sorted_tables):
-                        session.execute(sa.delete(table))
-                for number in range(PROJECTS):
-                    a_project(db, f"p{number}")
+                empty(db)
                 fill(db, settings, count)
                 for claim, whole in measure(db, settings, rounds):
                     yield Sample(what=CLAIM, who=who(count), at=kind, value=claim, unit="s")
                     yield Sample(what="claim and finish", who=who(count), at=kind, value=whole, unit="s")
-                with db.transaction() as session:
-                    session.execute(sa.delete(Build).where(Build.state == BuildState.QUEUED.value, Build.attempt_no == 0))
+                empty(db)
                 fill(db, settings, count, NEEDS)
                 for claim, _whole in measure(db, settings, rounds, cpus=3.5):
                     yield Sample(what="claim among five needs", who=who(count), at=kind, value=claim, unit="s")

@@ -1,5 +1,6 @@
 """What builds need and workers offer, on real databases: reserved, kept room for, refused or explained."""
 
+import sqlite3
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from millrace.fleet import FleetSettings
 from millrace.need import GIB, Need
 from millrace.project import BuildOverrides
 from millrace.settings import Settings
-from scheduler import intake, leases, lifecycle, placement, waiting
+from scheduler import intake, lanes, leases, lifecycle, placement, waiting
 from scheduler.bounds import Limit
 from scheduler.db import Database, _alembic, now_ms
 from scheduler.fleets.capacity import living
@@ -20,6 +21,7 @@ from scheduler.leases import hash_token
 from scheduler.models import Build, Fleet, Worker
 from scheduler.placement import KEEP_AFTER_MS
 from scheduler.waiting import Waiting
+from tests.support.postgres import PostgresServer
 from tests.support.records import a_build, a_claim_request, a_project, a_report
 
 LARGE = {"computeTypeOverride": "BUILD_GENERAL1_LARGE"}
@@ -268,3 +270,81 @@ def test_builds_that_wait_get_their_needs_when_the_schema_changes(database: Data
     with database.reading() as session:
         needs = {build: session.get_one(Build, build).need for build in (large, small)}
     assert needs == {large: f"8000/{16 * GIB}/", small: f"2000/{4 * GIB}/"}
+
+
+@pytest.mark.parametrize("offer", [{}, {"cpus": 3.5}, {"cpus": 0.5}], ids=["all fit", "some fit", "none fits"])
+def test_a_claim_reads_no_more_however_many_builds_wait(
+    sqlite_database: Database, settings: Settings, offer: dict[str, float]
+) -> None:
+    """Counted in steps of SQLite's virtual machine, as time would depend on what else the machine does."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    @sa.event.listens_for(sqlite_database.engine, "checkout")
+    def watch(connection: sqlite3.Connection, _record: object, _proxy: object) -> None:
+        connection.set_progress_handler(count, 10)
+
+    for project in ("demo", "other"):
+        a_project(sqlite_database, project)
+    first = a_build(sqlite_database, settings)
+    with sqlite_database.reading() as session:
+        row = session.get_one(Build, first)
+        like = {column.name: getattr(row, column.name) for column in Build.__table__.columns}
+
+    def cost(waiting: range) -> int:
+        nonlocal steps
+        rows = [
+            {
+                **like,
+                "id": f"{project}:{number}",
+                "project_name": project,
+                "number": number,
+                "need": f"{1000 * (1 + number % 5)}/1/",
+            }
+            for number in waiting
+            for project in ("demo", "other")
+        ]
+        with sqlite_database.transaction() as session:
+            session.execute(sa.insert(Build), rows)
+        steps = 0
+        claim = ask(sqlite_database, settings, f"w{len(waiting)}", **offer)
+        taken = steps
+        assert (claim is None) == (offer.get("cpus") == 0.5)
+        return taken
+
+    few = cost(range(10, 60))
+    assert cost(range(60, 5_000)) <= 1.2 * few
+
+
+@pytest.mark.postgres
+def test_statistics_from_before_many_builds_came_make_no_claim_slow(
+    postgres_server: PostgresServer, postgres_template: str, settings: Settings
+) -> None:
+    """PostgreSQL goes by the indexes of what waits; at worst it reads all rows once, and not once for each lane."""
+    with postgres_server.database(postgres_template) as url:
+        database = Database(url)
+        a_project(database)
+        first = a_build(database, settings)
+        with database.transaction() as session:
+            row = session.get_one(Build, first)
+            like = {column.name: getattr(row, column.name) for column in Build.__table__.columns}
+            rows = [{**like, "id": f"demo:{n}", "number": n, "need": f"{1000 * (1 + n % 5)}/1/"} for n in range(10, 10_000)]
+            session.execute(sa.insert(Build), rows)
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(sa.text("VACUUM builds"))
+            connection.execute(sa.text("UPDATE pg_class SET reltuples = 0 WHERE relname = 'builds'"))
+        with database.transaction() as session:
+            lanes.keep_plans(session)
+            load = lanes.load_of(session, "default")
+            now = session.execute(sa.select(now_ms())).scalar_one()
+            before = session.scalar(sa.text("SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'builds'"))
+            needs = lanes.waiting_needs(session, "default")
+            assert len(lanes.read_lanes(session, "default", load, now, needs, fair=True)) == 6
+            after = session.scalar(sa.text("SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'builds'"))
+        database.dispose()
+        assert after is not None
+        assert after - (before or 0) < 15_000
