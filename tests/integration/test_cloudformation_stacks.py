@@ -45,12 +45,14 @@ def a_stack(aws: Aws, name: str, **parameters: str) -> Iterator[dict[str, str]]:
     ]
     group = ec2.create_security_group(GroupName="farm", Description="of the farm", VpcId=vpc)["GroupId"]
     role = iam.create_role(RoleName=f"scheduler-of-{name}", AssumeRolePolicyDocument="{}")["Role"]["RoleName"]
+    iam.create_role(RoleName=f"api-of-{name}", AssumeRolePolicyDocument="{}")
     aws.client("ssm").put_parameter(Name=IMAGE, Value=stand_in.IMAGE, Type="String", Overwrite=True)
     secret = aws.client("secretsmanager").create_secret(Name=f"worker-of-{name}", SecretString="{}")["ARN"]
     given = {
         "ApiUrl": "https://millrace.example.org",
         "WorkerSecret": secret,
         "SchedulerRole": role,
+        "ApiRole": f"api-of-{name}",
         "LoadBalancerGroup": group,
         "VpcId": vpc,
         "Subnets": ",".join(subnets),

@@ -31,6 +31,7 @@ output "for_fleets" {
     api_url             = local.api_url
     worker_secret       = aws_secretsmanager_secret.worker.arn
     scheduler_role      = aws_iam_role.scheduler.name
+    api_role            = aws_iam_role.api.name
     redis_group         = aws_security_group.redis.id
     load_balancer_group = aws_security_group.load_balancer.id
   }

@@ -154,6 +154,20 @@ resource "aws_iam_role_policy" "scheduler" {
   policy = data.aws_iam_policy_document.scheduler.json
 }
 
+data "aws_iam_policy_document" "api" {
+  statement {
+    sid       = "LookBeforeItIsSet"
+    actions   = ["autoscaling:DescribeAutoScalingGroups", "ec2:DescribeLaunchTemplateVersions"]
+    resources = ["*"]
+  }
+}
+
+resource "aws_iam_role_policy" "api" {
+  name   = "ec2-fleet-${var.fleet}"
+  role   = var.control_plane.api_role
+  policy = data.aws_iam_policy_document.api.json
+}
+
 # The group.
 
 resource "aws_cloudwatch_log_group" "log" {

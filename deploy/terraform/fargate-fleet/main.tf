@@ -194,6 +194,26 @@ resource "aws_iam_role_policy" "scheduler" {
   policy = data.aws_iam_policy_document.scheduler.json
 }
 
+data "aws_iam_policy_document" "api" {
+  statement {
+    sid       = "LookAtTheClusterBeforeItIsSet"
+    actions   = ["ecs:DescribeClusters"]
+    resources = [aws_ecs_cluster.fleet.arn]
+  }
+
+  statement {
+    sid       = "LookBeforeItIsSet"
+    actions   = ["ecs:DescribeTaskDefinition"]
+    resources = ["*"]
+  }
+}
+
+resource "aws_iam_role_policy" "api" {
+  name   = "fargate-fleet-${var.fleet}"
+  role   = var.control_plane.api_role
+  policy = data.aws_iam_policy_document.api.json
+}
+
 # The cluster, and what a task is like.
 
 resource "aws_cloudwatch_log_group" "log" {

@@ -6,6 +6,7 @@ variable "control_plane" {
     api_url             = string
     worker_secret       = string
     scheduler_role      = string
+    api_role            = string
     load_balancer_group = string
   })
 }

@@ -175,7 +175,12 @@ def test_nothing_comes_in_to_a_worker(path: Path) -> None:
 def test_the_scheduler_is_allowed_this_fleet_only(path: Path) -> None:
     template = load(path)
     policies = of_type(template, "AWS::IAM::Policy")
-    assert [one["Roles"] for one in policies.values()] == [[{"Ref": "SchedulerRole"}]]
+    assert {name: one["Roles"] for name, one in policies.items()} == {
+        "SchedulerPolicy": [{"Ref": "SchedulerRole"}],
+        "ApiPolicy": [{"Ref": "ApiRole"}],
+    }
+    asked = {action for one in statements(template) if one.where.startswith("ApiPolicy") for action in one.actions}
+    assert all(re.match(r"\w+:Describe", action) for action in asked), "the API looks, and changes nothing"
     changing = [
         one
         for one in statements(template)
