@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from millrace.errors import InvalidInput
-from millrace.fleet import ContainersProvider, Ec2Provider, FleetSettings
+from millrace.fleet import ContainersProvider, Ec2Provider, FargateProvider, FleetSettings
 from millrace.settings import Settings
 from scheduler.fleets.process import ProcessProvider
 from scheduler.fleets.provider import Order, Provider
@@ -33,9 +33,18 @@ def _ec2(fleet: str, settings: FleetSettings, _farm: Settings) -> Provider:
     return Ec2(fleet, settings.provider, settings.scaling)
 
 
+def _fargate(fleet: str, settings: FleetSettings, farm: Settings) -> Provider:
+    from scheduler.fleets.fargate import Fargate
+
+    if not isinstance(settings.provider, FargateProvider):
+        raise AssertionError("it is asked for by its type")
+    return Fargate(fleet, settings.provider, farm)
+
+
 MAKERS: Final[Mapping[str, Make]] = {
     "containers": _containers,
     "ec2": _ec2,
+    "fargate": _fargate,
     "process": _process,
 }
 LOOK_EVERY_S: Final[Mapping[str, float]] = {"process": 1.0, "containers": 1.0, "ec2": 10.0, "fargate": 5.0}

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from millrace.errors import InvalidInput, MillraceError, ProviderTrouble, Unavailable
-from millrace.fleet import FleetSettings
+from millrace.fleet import FargateProvider, FleetSettings
 from millrace.log import get_logger
 from millrace.settings import Settings
 from millrace.vocabulary import Trouble
@@ -23,8 +23,9 @@ from scheduler.fleets import ledger, marks, overflow, policy, rollout, upgrades
 from scheduler.fleets.ledger import Said, ScaledFleet
 from scheduler.fleets.observe import At, Sight, Times, measure, observe
 from scheduler.fleets.plan import Plan, make_plan
-from scheduler.fleets.provider import Instance, InstanceState, Provider
+from scheduler.fleets.provider import Instance, InstanceState, Provider, WaitingBuild
 from scheduler.fleets.providers import LOOK_EVERY_S, open_provider, order_of
+from scheduler.fleets.waiting import waiting_builds
 
 log = get_logger(__name__)
 ROUND_S: Final = 1.0
@@ -204,11 +205,19 @@ class Scaler:
             provider = known.provider
             if settings.provider != fleet.settings.provider:  # that of the generation before the one that is tried out
                 provider = self._open_as(fleet.name, settings, self._settings)
-            grow = partial(provider.grow_to, total, order_of(fleet.name, settings, generation))
+            waiting = self._waiting(fleet.name, settings)
+            grow = partial(provider.grow_to, total, order_of(fleet.name, settings, generation), waiting)
             if self._does(fleet, known, "grow", grow):
                 log.info("fleet.grows", fleet=fleet.name, by=more, to=total, generation=generation)
                 listed = total
                 known.stirred = True
+
+    def _waiting(self, fleet: str, settings: FleetSettings) -> list[WaitingBuild]:
+        """The builds that wait, for a provider that starts an instance for each."""
+        if not isinstance(settings.provider, FargateProvider):
+            return []
+        with self._db.reading() as session:
+            return waiting_builds(session, fleet)
 
     def _release(self, fleet: ScaledFleet, known: _Known, plan: Plan) -> int:
         """Let instances go; how many were taken from those that are listed and do not stop yet."""

@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 
 from millrace.errors import InvalidInput, ProviderTrouble
-from millrace.fleet import FargateProvider
+from millrace.fleet import FargateProvider, FleetSettings
 from millrace.settings import Settings
 from millrace.vocabulary import GIB, Trouble
+from scheduler import leases, lifecycle
+from scheduler.db import Database
+from scheduler.fleets import records
 from scheduler.fleets.fargate import Fargate
 from scheduler.fleets.provider import InstanceState, Order, WaitingBuild
+from scheduler.fleets.scaler import Scaler
+from scheduler.fleets.waiting import waiting_builds
+from scheduler.leases import hash_token
 from tests.support import aws as clouds
 from tests.support.aws import Aws
 from tests.support.cluster import TEMPLATE, a_cluster, shape_of, template
+from tests.support.fleets import Silent
+from tests.support.records import a_build, a_claim, a_claim_request, a_project, a_report
 
 ORDER = Order(fleet="tasks", generation=2, environment={"MILLRACE_FLEET": "tasks", "MILLRACE_BROKER_URL": "redis://:secret@x"})
 
@@ -41,10 +49,9 @@ def shape(aws: Aws, cluster: str) -> FargateProvider:
     return shape_of(aws, cluster)
 
 
-def made(shape: FargateProvider, **changes: object) -> Fargate:
-    return Fargate(
-        "tasks", shape.model_copy(update=changes), Settings(data_dir=Path("/none"), api_url="https://farm.example.com/")
-    )
+def made(shape: FargateProvider, *, fleet: str = "tasks", **changes: object) -> Fargate:
+    farm = Settings(data_dir=Path("/none"), api_url="https://farm.example.com/")
+    return Fargate(fleet, shape.model_copy(update=changes), farm)
 
 
 def build(number: int = 0, **changes: object) -> WaitingBuild:
@@ -280,3 +287,55 @@ def test_without_credentials_it_says_so(shape: FargateProvider, monkeypatch: pyt
     with pytest.raises(ProviderTrouble) as caught:
         made(shape).check()
     assert caught.value.trouble is Trouble.CREDENTIALS
+
+
+def test_waiting_builds_are_told_of_in_their_order_and_within_limits(database: Database, settings: Settings) -> None:
+    a_project(database, "small")
+    a_project(database, "large", concurrentBuildLimit=1)
+    first = a_build(database, settings, "large", computeTypeOverride="BUILD_GENERAL1_LARGE")
+    a_build(database, settings, "large")
+    last = a_build(database, settings, "small")
+    with database.reading() as session:
+        told = waiting_builds(session, "default")
+    sizes = {one.build_id: (one.attempt_no, one.cpus, one.memory_bytes) for one in told}
+    assert sizes == {first: (1, 8, 16 * GIB), last: (1, 2, 4 * GIB)}
+    assert {one.image for one in told} == {"millrace/base:latest"}
+    claimed = a_claim(database, settings)
+    with database.reading() as session:
+        (left,) = waiting_builds(session, "default")
+        assert waiting_builds(session, "other") == []
+    assert {left.build_id, claimed.build_id} == {first, last}, "the project with a limit has one that runs or waits, never two"
+
+
+def test_the_scaler_starts_a_task_for_each_build_and_none_that_is_not_needed(
+    aws: Aws, shape: FargateProvider, database: Database, settings: Settings
+) -> None:
+    a_project(database)
+    provider = shape.model_dump(mode="json", by_alias=True, exclude_none=True)
+    wanted = {"provider": provider, "scaling": {"maximum": 2, "shrinkAfterS": 0}, "worker": {"slots": 1}}
+    records.put(database, "default", FleetSettings.model_validate(wanted))
+    bell: Any = Silent()
+    scaler = Scaler(database, bell, settings)
+    scaler.round()
+    assert aws.ecs.asked == []
+    builds = [a_build(database, settings) for _ in range(3)]
+    for _ in range(4):
+        scaler.round()
+    tasks = made(shape, fleet="default").find()
+    assert len(tasks) == 2
+    assert {one.build_id for one in tasks} < set(builds)
+    assert {told(asked)["MILLRACE_GENERATION"] for asked in aws.ecs.asked} == {str(one.generation) for one in tasks}
+    first = tasks[0]
+    claim = leases.claim(
+        database, a_claim_request(first.id, slots=1, free_slots=1, only=first.build_id, generation=first.generation), settings
+    )
+    assert claim is not None
+    assert claim.build_id == first.build_id
+    lifecycle.finish(database, claim.build_id, claim.attempt_no, hash_token(claim.token), a_report())
+    leases.claim(database, a_claim_request(first.id, slots=1, free_slots=0, state="gone", generation=first.generation), settings)
+    aws.client("ecs").stop_task(cluster=shape.cluster, task=first.id, reason="Essential container in task exited")
+    again = Scaler(database, bell, settings)  # one that knows only what is written and listed
+    for _ in range(4):
+        again.round()
+    assert {one.build_id for one in made(shape, fleet="default").find()} == set(builds) - {first.build_id}
+    assert len(aws.ecs.asked) == 3

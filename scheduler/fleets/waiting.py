@@ -1,0 +1,48 @@
+"""The builds that wait for a fleet, for providers that start an instance for each of them."""
+
+from collections import Counter
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from millrace.need import Need
+from scheduler import lanes
+from scheduler.db import now_ms
+from scheduler.fleets.provider import WaitingBuild
+from scheduler.models import IS_QUEUED, Build, Project
+
+MOST: Final = 500
+"""So many are told of at once; the others are when these have instances."""
+
+
+def waiting_builds(session: Session, fleet: str) -> list[WaitingBuild]:
+    """Those that may be claimed now, the best first, and of no project more than its limit leaves room for.
+
+    `attempt_no` is that of the attempt which would begin.
+    """
+    now: int = session.execute(sa.select(now_ms())).scalar_one()
+    running = Counter(lanes.load_of(session, fleet).by_project)
+    rows = session.execute(
+        sa.select(Build.id, Build.attempt_no, Build.project_name, Build.settings, Build.need, Project.concurrent_build_limit)
+        .join(Project, Project.name == Build.project_name)
+        .where(IS_QUEUED, Build.fleet == fleet, lanes.may_start(now))
+        .order_by(*lanes.BEST)
+        .limit(MOST)
+    )
+    found: list[WaitingBuild] = []
+    for build_id, attempt_no, project, settings, key, limit in rows:
+        need = Need.parse(key)
+        if need is None or (limit is not None and running[project] >= limit):  # a damaged record is fsck's
+            continue
+        running[project] += 1
+        found.append(
+            WaitingBuild(
+                build_id=build_id,
+                attempt_no=attempt_no + 1,
+                image=settings["environment"]["image"],
+                cpus=need.cpu_millis / 1000,
+                memory_bytes=need.memory_bytes,
+            )
+        )
+    return found
