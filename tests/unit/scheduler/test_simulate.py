@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from millrace.errors import InvalidInput
 from millrace.fleet import Scaling
+from scheduler.fleets import observe
 from scheduler.fleets.loads import Arrival, Trace, synthetic
 from scheduler.fleets.outcome import Result, Setting, slices
-from scheduler.fleets.simulate import _Run, simulate
+from scheduler.fleets.simulate import BOOTS_SEEN, BUILDS_SEEN, _Run, simulate
 
 
 def a_trace(*arrivals: tuple[float, float]) -> Trace:
@@ -223,3 +224,7 @@ def test_what_is_not_wanted_any_more_changes_nothing_of_the_past() -> None:
     fast = simulate(trace, a_setting(boot_s=5.0, every_s=1.0))
     slow = simulate(trace, replace(a_setting(boot_s=5.0), every_s=30.0))
     assert fast.wait(50) <= slow.wait(50) + 1e-9
+
+
+def test_medians_are_taken_over_as_many_as_in_life() -> None:
+    assert (BUILDS_SEEN, BOOTS_SEEN) == (observe._LENGTHS, observe._BOOTS)
