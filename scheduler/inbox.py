@@ -163,6 +163,8 @@ class Inbox:
                 self._commit(together)
         if mine.error is not None:
             raise mine.error
+        if not mine.done:  # whoever was to commit it was ended in the midst
+            raise Unavailable("the delivery could not be noted", hint="Send it again.")
 
     def _commit(self, together: list[_Waiting]) -> None:
         def work(session: Session) -> None:
