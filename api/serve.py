@@ -32,8 +32,10 @@ _STALLED_S: Final = 60
 
 
 def make_app(settings: Settings) -> Flask:
-    """The API with parts of its own, made in the process that serves it."""
-    return create_app(settings, Database(settings.database), open_store(settings), Bell(settings.broker))
+    """The API with parts of its own, made in the process that serves it. It acts on the deliveries that one before it left."""
+    app = create_app(settings, Database(settings.database), open_store(settings), Bell(settings.broker))
+    app.extensions["millrace"].drain.wake()
+    return app
 
 
 def serve(settings: Settings, *, ready_file: Path | None = None) -> int:

@@ -131,7 +131,7 @@ def _close(row: Delivery, outcome: Outcome, why: str) -> None:
 class Drain:
     """Acts on what an inbox noted once the rush is over. Its thread lives while there is something to act on.
 
-    What a dying process leaves is acted on by the scheduler.
+    What a dying process leaves is acted on by the next one, or by the scheduler.
     """
 
     def __init__(self, db: Database, settings: Settings, ring: Ring, inbox: Inbox) -> None:

@@ -153,7 +153,7 @@ def burst(chaos: Chaos) -> None:
                 found = session.scalars(sa.select(Delivery.build_id).where(Delivery.build_id.is_not(None))).all()
             return [str(one) for one in found] if len(found) == _BURST else []
 
-        chaos.accepted += wait_until(built, 60)
+        chaos.accepted += wait_until(built, 300)
         chaos.measure("all queued after, s", time.monotonic() - began)
         database.dispose()
         assert len(set(chaos.accepted)) == _BURST

@@ -296,3 +296,11 @@ def test_what_was_answered_is_built_once_though_the_process_dies(database: Datab
             built = session.scalars(sa.select(Delivery.commit_id).where(Delivery.outcome == "build")).all()
             assert sorted(built) == sorted(f"{number + 1:040x}" for number in [*range(30), 1000])
             assert session.scalar(sa.select(sa.func.count(Build.id))) == 31
+
+
+def test_a_server_acts_on_what_another_left(sqlite_database: Database, settings: Settings) -> None:
+    desk = Desk(sqlite_database, settings)
+    for number in range(1, 4):
+        desk.inbox.put(desk.push(number))
+    with serving(sqlite_database, settings):
+        wait_until(lambda: _outcomes(sqlite_database) == {"build": 3}, 30)
