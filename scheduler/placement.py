@@ -21,7 +21,7 @@ from scheduler import fairness, lanes
 from scheduler.fairness import Lane
 from scheduler.fleets.capacity import SILENT_MS, offer_of
 from scheduler.lanes import Load
-from scheduler.models import IS_HELD, IS_QUEUED, Build, Fleet, Turn, Worker
+from scheduler.models import IS_HELD, Build, Fleet, Turn, Worker
 
 KEEP_AFTER_MS: Final = 120_000
 """How long a build is passed over for its need before a worker keeps room for it."""
@@ -149,12 +149,6 @@ def pass_over(session: Session, lane: Lane, now: int) -> None:
     build = session.get(Build, lane.build_id, with_for_update={"skip_locked": True})
     if build is not None and build.passed_ms is None:
         build.passed_ms = now
-
-
-def needs_waiting(session: Session, fleet: str) -> dict[Need, int]:
-    """How many builds of each need wait for the fleet. It reads as many rows as wait."""
-    counted = sa.select(Build.need, sa.func.count()).where(IS_QUEUED, Build.fleet == fleet).group_by(Build.need)
-    return {need: count for key, count in session.execute(counted) if (need := Need.parse(key)) is not None}
 
 
 def scaled_shape(session: Session, fleet: str) -> WorkerShape | None:

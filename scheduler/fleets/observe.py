@@ -10,15 +10,19 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from millrace.fleet import WorkerShape
+from millrace.need import Need
 from millrace.settings import Settings
 from millrace.vocabulary import Verdict
 from scheduler import lanes
 from scheduler.db import now_ms
 from scheduler.fleets.capacity import SILENT_MS
+from scheduler.fleets.packing import slots_needed
 from scheduler.fleets.policy import Load
 from scheduler.fleets.provider import Instance, InstanceState
 from scheduler.models import IS_HELD, IS_QUEUED, Attempt, Build, Event, Project, Worker
 from scheduler.models import Instance as InstanceRow
+from scheduler.placement import shape_offer
 from scheduler.states import TERMINAL
 
 LOST_MS: Final = 90_000
@@ -108,7 +112,15 @@ class Sight:
 
 
 def observe(
-    session: Session, fleet: str, listed: Sequence[Instance], *, age_s: float, generation: int, times: Times, farm: Settings
+    session: Session,
+    fleet: str,
+    listed: Sequence[Instance],
+    *,
+    age_s: float,
+    generation: int,
+    times: Times,
+    farm: Settings,
+    shape: WorkerShape,
 ) -> Sight:
     """The fleet, with the instances that its provider listed `age_s` ago. As many rows are read as builds run and workers are."""
     now: int = session.execute(sa.select(now_ms())).scalar_one()
@@ -120,7 +132,7 @@ def observe(
     joined = {worker.id for worker in workers}
     instances = [_instance(instance, rows.get(instance.id), instance.id in joined, generation, now) for instance in listed]
     draining = [worker for worker in workers if worker.at is At.DRAINING]
-    queued, oldest_ms = _waiting(session, fleet, farm, now)
+    queued, oldest_ms = _waiting(session, fleet, farm, now, shape, [one.id for one in workers if one.at is At.BUSY])
     return Sight(
         load=Load(
             now_ms=now,
@@ -199,33 +211,69 @@ def workers_of(session: Session, fleet: str, listed: set[str], now: int) -> list
     return seen
 
 
-def _waiting(session: Session, fleet: str, farm: Settings, now: int) -> tuple[int, int | None]:
-    """How many builds wait that a free slot would start, and since when the oldest of them does."""
+def _waiting(
+    session: Session, fleet: str, farm: Settings, now: int, shape: WorkerShape, staying: Sequence[str]
+) -> tuple[int, int | None]:
+    """How many slots the builds come to that free slots would start, and since when the oldest of them waits.
+
+    Builds that no worker of this shape could ever hold count for nothing. Where it has cpus or memory, the others count as they
+    can be packed beside what the `staying` workers hold.
+    """
     load = lanes.load_of(session, fleet)
     limits = lanes.limits_of(session, fleet, farm)
     if not limits.leave_room(load):
         return 0, None
     some = (
-        sa.select(Build.project_name, Build.queued_ms)
+        sa.select(Build.project_name, Build.need, Build.queued_ms)
         .where(IS_QUEUED, Build.fleet == fleet, lanes.may_start(now))
         .limit(_MOST_COUNTED)
         .subquery()
     )
-    per_project = (
-        sa.select(some.c.project_name, sa.func.count().label("waiting"), sa.func.min(some.c.queued_ms).label("oldest_ms"))
-        .group_by(some.c.project_name)
+    kinds = (
+        sa.select(
+            some.c.project_name, some.c.need, sa.func.count().label("waiting"), sa.func.min(some.c.queued_ms).label("since")
+        )
+        .group_by(some.c.project_name, some.c.need)
+        .order_by(some.c.project_name, some.c.need)
         .subquery()
     )
-    total, oldest_ms = 0, None
-    rows = sa.select(per_project, Project.concurrent_build_limit).join(Project, Project.name == per_project.c.project_name)
-    for project, waiting, since_ms, limit in session.execute(rows):
-        room = waiting if limit is None else min(waiting, max(0, limit - load.by_project.get(project, 0)))
-        if room:
-            total += room
+    left = min(most - running for most, running in _limited(limits, load))
+    rooms: dict[str, int] = {}
+    found: Counter[Need] = Counter()
+    oldest_ms: int | None = None
+    whole = shape_offer(shape)
+    rows = sa.select(kinds, Project.concurrent_build_limit).join(Project, Project.name == kinds.c.project_name)
+    for project, key, waiting, since_ms, limit in session.execute(rows):
+        need = Need.parse(key)
+        if need is None or not whole.holds(need):
+            continue
+        most = left if limit is None else limit - load.by_project.get(project, 0)
+        taken = max(0, min(waiting, left, rooms.setdefault(project, most)))
+        rooms[project] -= taken
+        left -= taken
+        if taken:
+            found[need] += taken
             oldest_ms = since_ms if oldest_ms is None else min(oldest_ms, since_ms)
-    for most, running in ((limits.fleet, load.fleet), (limits.everything, load.everything)):
-        total = total if most is None else min(total, most - running)
-    return total, oldest_ms
+    return _as_slots(session, found, shape, staying), oldest_ms
+
+
+def _limited(limits: lanes.Limits, load: lanes.Load) -> list[tuple[int, int]]:
+    """How many builds may run, and do; the last is what is counted at most."""
+    known = ((limits.fleet, load.fleet), (limits.everything, load.everything))
+    return [*((most, running) for most, running in known if most is not None), (_MOST_COUNTED, 0)]
+
+
+def _as_slots(session: Session, waiting: Counter[Need], shape: WorkerShape, staying: Sequence[str]) -> int:
+    """So many slots more than builds are held, that workers of this shape hold all of it."""
+    whole = shape_offer(shape)
+    if whole.is_unbounded or not waiting:
+        return waiting.total()
+    kinds = sa.select(Build.need, sa.func.count()).where(IS_HELD, Build.lease_owner.in_(staying)).group_by(Build.need)
+    held: Counter[Need] = Counter()
+    for key, count in session.execute(kinds):
+        if (need := Need.parse(key)) is not None and whole.holds(need):
+            held[need] += count
+    return max(waiting.total(), slots_needed(held + waiting, shape, shape.slots) - held.total())
 
 
 def measure(session: Session, fleet: str) -> Times:

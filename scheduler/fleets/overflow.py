@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from millrace.fleet import WorkerShape
 from millrace.log import get_logger
+from millrace.need import Need
 from scheduler import lanes
 from scheduler.db import Database, now_ms
 from scheduler.models import IS_QUEUED, Build, Fleet
+from scheduler.placement import misfit, scaled_shape
 
 log = get_logger(__name__)
 MOVED = "overflowed"
@@ -19,7 +22,8 @@ _AT_ONCE = 200
 def move(db: Database, fleet: str, to: str, count: int, *, waited_s: float) -> Sequence[str]:
     """Have `count` waiting builds wait for the fleet `to`: those that came last, of such as have waited for `waited_s`.
 
-    They stay the builds that they are, with their numbers and all else. None goes to a fleet that is paused.
+    They stay the builds that they are, with their numbers and all else. None goes to a fleet that is paused,
+    or whose workers could never hold it.
     """
 
     def work(session: Session) -> list[str]:
@@ -34,7 +38,8 @@ def move(db: Database, fleet: str, to: str, count: int, *, waited_s: float) -> S
             .limit(min(count, _AT_ONCE))
             .with_for_update(skip_locked=True)
         )
-        moved = session.scalars(waiting).all()
+        shape = scaled_shape(session, to)
+        moved = [build for build in session.scalars(waiting) if shape is None or _holds(shape, build)]
         for build in moved:
             build.fleet, build.marks = to, {**build.marks, MOVED: now}
         return [build.id for build in moved]
@@ -43,3 +48,8 @@ def move(db: Database, fleet: str, to: str, count: int, *, waited_s: float) -> S
     for build_id in moved:
         log.info("build.overflowed", build_id=build_id, fleet=fleet, to=to)
     return moved
+
+
+def _holds(shape: WorkerShape, build: Build) -> bool:
+    need = Need.parse(build.need)
+    return need is not None and not misfit(need, shape)

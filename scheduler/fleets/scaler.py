@@ -180,6 +180,7 @@ class Scaler:
                 generation=fleet.generations.newest,
                 times=known.times,
                 farm=self._settings,
+                shape=fleet.settings.worker,
             )
         scaling = fleet.settings.scaling
         if fleet.paused:  # nothing of it is claimed, so that nobody need be there

@@ -9,14 +9,17 @@ from alembic import command
 
 from millrace.contract import Claim
 from millrace.errors import InvalidInput
-from millrace.fleet import FleetSettings
-from millrace.need import GIB, Need
+from millrace.fleet import FleetSettings, Scaling, WorkerShape
+from millrace.need import GIB
 from millrace.project import BuildOverrides
 from millrace.settings import Settings
-from scheduler import intake, lanes, leases, lifecycle, placement, waiting
+from scheduler import intake, lanes, leases, lifecycle, waiting
 from scheduler.bounds import Limit
 from scheduler.db import Database, _alembic, now_ms
+from scheduler.fleets import overflow
 from scheduler.fleets.capacity import living
+from scheduler.fleets.observe import Times, observe
+from scheduler.fleets.policy import Memory, decide
 from scheduler.leases import hash_token
 from scheduler.models import Build, Fleet, Worker
 from scheduler.placement import KEEP_AFTER_MS
@@ -225,17 +228,9 @@ def test_each_kind_of_workers_has_fair_turns_of_its_own(database: Database, sett
     assert meek in taken
 
 
-def test_what_is_offered_and_what_waits_is_counted(database: Database, settings: Settings) -> None:
+def test_what_a_worker_offers_and_has_left_is_counted(database: Database, settings: Settings) -> None:
     a_project(database)
-    for changes in ({}, {}, LARGE, GPU):
-        a_build(database, settings, **changes)
-    small = Need(cpu_millis=2000, memory_bytes=4 * GIB)
-    with database.reading() as session:
-        assert placement.needs_waiting(session, "default") == {
-            small: 2,
-            Need(cpu_millis=8000, memory_bytes=16 * GIB): 1,
-            Need(cpu_millis=2000, memory_bytes=4 * GIB, labels=frozenset({"gpu"})): 1,
-        }
+    a_build(database, settings)
     assert ask(database, settings, cpus=3, memory_bytes=6 * GIB) is not None
     with database.reading() as session:
         (one,) = living(session, "default")
@@ -348,3 +343,39 @@ def test_statistics_from_before_many_builds_came_make_no_claim_slow(
         database.dispose()
         assert after is not None
         assert after - (before or 0) < 15_000
+
+
+def test_a_fleet_grows_by_the_workers_that_builds_need_and_for_none_that_it_cannot_hold(
+    database: Database, settings: Settings
+) -> None:
+    a_project(database)
+    shape = WorkerShape(slots=4, cpus=8, memory_bytes=16 * GIB)
+
+    def wanted() -> tuple[int, int]:
+        with database.reading() as session:
+            sight = observe(session, "default", [], age_s=0, generation=1, times=Times(), farm=settings, shape=shape)
+        return sight.load.queued, decide(Scaling(maximum=9), shape.slots, sight.load, Memory()).wanted
+
+    a_build(database, settings, **LARGE)
+    assert ask(database, settings, **EIGHT) is not None
+    assert wanted() == (0, 1)
+    a_build(database, settings, **GPU)
+    a_build(database, settings, computeTypeOverride="BUILD_GENERAL1_XLARGE")
+    assert wanted() == (0, 1)
+    a_build(database, settings, **LARGE)  # it does not fit beside the first, though three slots are free there
+    assert wanted() == (4, 2)
+    for _ in range(4):
+        a_build(database, settings)
+    assert wanted()[1] == 3
+
+
+def test_what_a_fleet_could_never_hold_does_not_flow_over_to_it(database: Database, settings: Settings) -> None:
+    a_project(database)
+    large, small = a_build(database, settings, **LARGE), a_build(database, settings)
+    with database.transaction() as session:
+        worker = {"cpus": 4}
+        set_to = FleetSettings.model_validate({"worker": worker, "provider": {"type": "process"}})
+        session.add(Fleet(name="other", settings=set_to.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    assert overflow.move(database, "default", "other", 2, waited_s=0) == [small]
+    with database.reading() as session:
+        assert session.get_one(Build, large).fleet == "default"
