@@ -14,6 +14,8 @@ from scheduler.wishes import GIVE_UP_MS
 _KINDS: Final = tuple(kind.value for kind in EventKind)
 """What starts builds; a comment that approves names the build of the pull request's own delivery."""
 _LATE_MS: Final = 5 * 60_000
+_PAUSE_MS: Final = 30 * 60_000
+"""A git server may ask for a pause before the last try at a comment."""
 _WHY_LATE: Final = "Is the scheduler running? /readyz says; its log tells what fails."
 
 
@@ -27,7 +29,7 @@ def one_delivery_one_build(scope: Scope) -> Said:
     )
     twice = scope.rows(of_event.group_by(Delivery.build_id).having(sa.func.count() > 1))
     late: list[Any] = []
-    for outcome, after_ms in ((Outcome.ACCEPTED, _LATE_MS), (Outcome.CHECKING, GIVE_UP_MS + _LATE_MS)):
+    for outcome, after_ms in ((Outcome.ACCEPTED, _LATE_MS), (Outcome.CHECKING, GIVE_UP_MS + _PAUSE_MS)):
         waiting = sa.select(Delivery.delivery_id, Delivery.project_name, Delivery.outcome)
         late += scope.rows(waiting.where(Delivery.outcome == outcome.value, Delivery.received_ms < now_ms() - after_ms))
     return said(
