@@ -140,6 +140,9 @@ def _lack(
     slots = f"{missing} more free slot{'s' * (missing > 1)}"
     if not workers:
         what = "".join(f", label {label}" for label in sorted(need.labels))
+        if shape is not None:
+            lift = f"wait for workers, which the fleet starts by itself; 'millrace fleet show {fleet}' says what is in the way"
+            return Limit.NO_WORKER, f"no worker of fleet {fleet} is there yet", lift
         return Limit.NO_WORKER, f"no worker of fleet {fleet} is there", f"start a worker of fleet {fleet} with {slots}{what}"
     if not able:
         return _unfit(fleet, need, workers)

@@ -30,8 +30,10 @@ from scheduler import inbox
 from scheduler.db import Database, now_ms
 from scheduler.inbox import Arrival
 from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Delivery, Notice, Token, Webhook
+from tests.support import killing_fleets
 from tests.support.farm import Farm, wait_until
 from tests.support.forge import Forge
+from tests.support.killing_fleets import upgraded
 from tests.support.providers import standing_in
 from tests.support.records import a_project_json
 from tests.support.webhooks import SHA, github_pull_request, sent
@@ -94,6 +96,9 @@ class Stage:
             "/v1/projects", a_project_json("hooked", source={"type": "GIT", "location": "https://127.0.0.1:1/nothing.git"})
         )
         client.post("/v1/projects/hooked/webhook")
+        spare = a_project_json(killing_fleets.SPARE)
+        spare["environment"] |= {"fleet": {"fleetArn": killing_fleets.SPARE}}
+        client.post("/v1/projects", spare)
         told = {"type": "GITHUB_ENTERPRISE", "location": "https://127.0.0.1:1/o/r.git", "reportBuildStatus": True}
         told |= {"auth": {"type": "SECRETS_MANAGER", "resource": "word"}}
         client.post("/v1/projects", a_project_json("told", source=told))
@@ -672,6 +677,7 @@ STORIES: Final[dict[str, Callable[[Stage], None]]] = {
     "store.delete_prefix": _losers,
     "store.presign_part": _large,
     "verb.renew": _renewed,
+    **killing_fleets.STORIES,
 }
 """Of the places that a build with a source, a secret, a cache and published artifacts does not pass by itself."""
 
@@ -686,7 +692,7 @@ def pass_all(stage: Stage) -> None:
     told = set()
     for point in POINTS:
         story = _story_of(point)
-        key = (story, point if story in (_project, _secret, _hook, _approved, _waiting) else "")
+        key = (story, point if story in (_project, _secret, _hook, _approved, _waiting, upgraded) else "")
         if point.endswith(".before") and key not in told:
             told.add(key)
             stage.point = point
