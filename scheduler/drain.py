@@ -23,9 +23,11 @@ LEFT_MS: Final = 15_000
 """What has waited for longer was left by a process that died, or that has too much to do."""
 _TOGETHER: Final = 10
 _BREATH_S: Final = 0.005
-"""Between two commits, so that those who wait for the database get their turn."""
+"""Between two commits, at least; else as long as the one before took: SQLite's waiters look again now and then, and would find it
+taken each time.
+"""
 _PATIENCE_S: Final = 5.0
-"""How long those who are still to be answered go first: git servers wait for ten seconds. Then it takes turns with them."""
+"""How long those who are still to be answered go first: git servers wait for ten seconds. Then it has half of the time."""
 _LOOK_S: Final = 0.05
 _AGAIN_S: Final = 1.0
 Ring = Callable[[str, str], object]
@@ -39,8 +41,6 @@ class Clerk:
     settings: Settings
     ring: Ring
     stop: threading.Event
-    is_pressed: Callable[[], bool] = lambda: False
-    """Whether others are to have as much of the time."""
 
     def act(self, *, older_ms: int = 0) -> bool:
         """Act on some of each webhook's deliveries that wait since `older_ms` at least. False where there was nothing to do.
@@ -56,7 +56,7 @@ class Clerk:
                 return False
             began = time.monotonic()
             done = self._act_on(webhook_id) or done
-            pause_s = time.monotonic() - began if self.is_pressed() else _BREATH_S
+            pause_s = max(_BREATH_S, time.monotonic() - began)
         return done
 
     def _act_on(self, webhook_id: str) -> bool:
@@ -136,7 +136,7 @@ class Drain:
 
     def __init__(self, db: Database, settings: Settings, ring: Ring, inbox: Inbox) -> None:
         self._stop = threading.Event()
-        self._clerk = Clerk(db=db, settings=settings, ring=ring, stop=self._stop, is_pressed=inbox.is_pressed)
+        self._clerk = Clerk(db=db, settings=settings, ring=ring, stop=self._stop)
         self._inbox = inbox
         self._lock = threading.Lock()
         self._more = False
