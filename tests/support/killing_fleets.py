@@ -53,14 +53,14 @@ def comes_and_goes(stage: "Stage") -> None:
     emptied(stage)
 
 
-def drained_and_resumed(stage: "Stage") -> None:
-    """A fleet is drained, and then it is not."""
-    scaled(stage)
-    stage.ended(stage.ask(SPARE))
-    asked(lambda: stage.farm.client.post(f"{_PATH}/drain"))
+def resumed(stage: "Stage") -> None:
+    """A fleet is resumed while a worker of it is there, which may stay then whatever it was told."""
+    scaled(stage, scaling={"minimum": 1, "maximum": 1, "shrinkAfterS": 0})
+    wait_until(lambda: any(one["at"] == "idle" for one in asked(lambda: stage.farm.client.get(_PATH))["workersSeen"]), 90)
     stage.arm()
     asked(lambda: stage.farm.client.post(f"{_PATH}/resume"))
     stage.ended(stage.ask(SPARE))
+    scaled(stage)
     emptied(stage)
 
 
@@ -129,7 +129,7 @@ STORIES: Final[dict[str, Tell]] = {
     "commit.fleets.ledger.note_instances": comes_and_goes,
     "commit.fleets.marks.ask_to_leave": comes_and_goes,
     "commit.fleets.marks.let_go": comes_and_goes,
-    "commit.fleets.marks.take_back": drained_and_resumed,
+    "commit.fleets.marks.take_back": resumed,
     "commit.fleets.overflow.move": overflown,
     "commit.fleets.upgrades.begin": upgraded,
     "commit.fleets.upgrades.go_back": upgraded,
