@@ -357,7 +357,7 @@ def _hook(stage: Stage) -> None:
 
 
 def _waiting(stage: Stage) -> None:
-    """A delivery that was only noted, and left to the scheduler; for `_give_up`, one that is damaged."""
+    """A delivery that was only noted, and left to the scheduler; for `_give_up`, at a webhook whose record is damaged."""
     client, name = stage.farm.client, stage.point.replace(".", "-")
     source = {"type": "GIT", "location": "https://127.0.0.1:1/nothing.git"}
     again(lambda: client.post("/v1/projects", a_project_json(name, source=source)))
@@ -366,11 +366,16 @@ def _waiting(stage: Stage) -> None:
     event = SourceEvent(kind=EventKind.PUSH, ref="refs/heads/main", commit=secrets.token_hex(20))
     heard = Heard(what="PUSH", events=(event,))
     row = inbox.row(Arrival(webhook_id=ident, project=name, heard=heard, delivery_id=name, initiator="tests"), 0)
+    gives_up = "_give_up" in stage.point
+    hook = sa.update(Webhook).where(Webhook.id == ident)
     stage.arm()
-    stage.change(sa.insert(Delivery).values({**row, **({"event": {}} if "_give_up" in stage.point else {})}))
+    if gives_up:
+        stage.change(hook.values(settings={"buildType": "?"}))
+    stage.change(sa.insert(Delivery).values(row))
     mine = sa.select(Delivery.outcome).where(Delivery.webhook_id == ident)
     (outcome,) = wait_until(lambda: [one for one in stage.look(mine) if one != inbox.ACCEPTED], 90)
-    if "_give_up" in stage.point:
+    if gives_up:
+        stage.change(hook.values(settings={}))
         assert outcome == "refused"
         return
     (build,) = stage.look(sa.select(Delivery.build_id).where(Delivery.webhook_id == ident))
