@@ -25,7 +25,6 @@ NOT_RUN = {
     "F-42": "a worker signs nothing: it is given signed addresses by the API",
     "F-44": "written; its one run, on a machine at load 13, had all 500 answered and not all of them queued within 60 s",
     "F-49": "in `make test`: tests/integration/test_notices.py has a git server fail for an hour",
-    "F-52": "comes with the fleets that come and go",
     "F-53": "in `make test`: tests/integration/test_upgrade.py runs the last release's worker under this release",
     "F-54": "in `make test`: tests/integration/test_backup.py restores a farm that was at work",
 }
