@@ -1,4 +1,5 @@
-"""`make compose-test`: the demonstration project through PostgreSQL, Redis, MinIO and two workers in containers.
+"""`make compose-test`: the demonstration project through PostgreSQL, Redis, MinIO and two workers in containers; then once more
+through workers that the scheduler starts, and ends when there is no more to do (compose.fleet.yaml).
 `make compose-images`: only the images.
 
 Makes the images, brings the stack up with the Compose tool, builds the project several times at once, checks that both workers
@@ -100,7 +101,7 @@ def wait_until_ready(client: Client) -> None:
     sys.exit(f"the stack is not ready after two minutes: {answer}")
 
 
-def build_demo(client: Client, folder: Path) -> list[dict[str, Any]]:
+def make_project(client: Client, folder: Path) -> None:
     with tempfile.TemporaryFile() as body:
         packed = pack(folder, cast(BinaryIO, body))
         body.seek(0)
@@ -118,6 +119,9 @@ def build_demo(client: Client, folder: Path) -> list[dict[str, Any]]:
             },
         },
     )
+
+
+def build_demo(client: Client) -> list[dict[str, Any]]:
     ids = [client.post("/v1/builds", {"projectName": "demo"})["id"] for _ in range(BUILDS)]
     say(f"{len(ids)} builds are queued")
     ended = []
@@ -144,6 +148,43 @@ def check(builds: list[dict[str, Any]], store: Minio) -> None:
         if (len(data), hashlib.sha256(data).hexdigest()) != (artifact["sizeBytes"], artifact["sha256"]):
             sys.exit(f"the object {artifact['key']} in MinIO is not what the record says")
         say(f"{artifact['name']}: {len(data)} bytes in MinIO, sha256 {artifact['sha256']}")
+
+
+def grow_and_shrink(client: Client, compose: list[str], environment: dict[str, str]) -> None:
+    """From no worker to some, by the overlay, and back to none; no build knows of it."""
+    run(*compose, "-f", "compose.fleet.yaml", "up", "-d", "--scale=worker-1=0", "--scale=worker-2=0", env=environment)
+    wait_until_ready(client)
+    client.put(
+        "/v1/fleets/default",
+        {
+            "provider": {
+                "type": "containers",
+                "image": "millrace/worker:local",
+                "network": f"{PROJECT}_default",
+                "workDir": environment["MILLRACE_WORK_DIR"],
+                "apiUrl": "http://api:8420",
+            },
+            "scaling": {"minimum": 0, "maximum": 2, "shrinkAfterS": 5},
+            "worker": {"slots": 1},
+        },
+    )
+    say("the scheduler starts and ends workers from here on")
+    builds = build_demo(client)
+    if failed := [build["id"] for build in builds if build["millrace"]["state"] != "SUCCEEDED"]:
+        sys.exit(f"these builds did not succeed: {failed}")
+    if again := [build["id"] for build in builds if build["millrace"]["attempt"] != 1]:
+        sys.exit(f"these builds had more than one attempt: {again}")
+    workers = {build["millrace"]["workerId"] for build in builds}
+    say(f"workers that came: {', '.join(sorted(workers))}")
+    if not workers or not all(worker.startswith("millrace-default-g") for worker in workers):
+        sys.exit("these are not workers that the scheduler started")
+    engine = docker.from_env()
+    until = time.monotonic() + 120
+    while left := engine.containers.list(all=True, filters={"label": "millrace.fleet=default", "network": f"{PROJECT}_default"}):
+        if time.monotonic() > until:
+            sys.exit(f"{len(left)} workers did not leave")
+        time.sleep(0.5)
+    say("and all have left")
 
 
 def make_images() -> int:
@@ -184,7 +225,8 @@ def main() -> int:
         client = Client(f"http://127.0.0.1:{environment['API_PORT']}", secret["MILLRACE_TOKEN"])
         wait_until_ready(client)
         folder = Path(run(sys.executable, "demo/fetch.py", ".millrace/demo").strip())
-        builds = build_demo(client, folder)
+        make_project(client, folder)
+        builds = build_demo(client)
         store = Minio(
             f"127.0.0.1:{environment['MINIO_PORT']}",
             access_key="millrace",
@@ -192,6 +234,7 @@ def main() -> int:
             secure=False,
         )
         check(builds, store)
+        grow_and_shrink(client, compose, environment)
     except (Exception, SystemExit):
         print(run(*compose, "logs", "--tail=60", env=environment), file=sys.stderr)
         raise
