@@ -9,7 +9,7 @@ DEMO_DIR := .millrace/demo
 EXAMPLES_DIR := .millrace/examples
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images bundle check fmt services unit contract integration e2e test demo up down compose-test compose-images examples fuzz chaos soak failpoints bench bench-quick lock clean
+.PHONY: help setup doctor images bundle check fmt services unit contract integration e2e test demo up down compose-test compose-images bundle-test examples fuzz chaos soak failpoints bench bench-quick lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,10 +57,10 @@ integration: services ## Real engine, Redis, databases, stores
 	$(PYTEST) tests/integration
 
 e2e: services ## Scenarios through a whole farm
-	$(PYTEST) tests/e2e
+	$(PYTEST) tests/e2e --ignore tests/e2e/test_bundle.py
 
 test: check services ## Everything but the heavy suites; does all its set-up
-	scripts/in-memory $(PYTEST) tests/contract tests/integration tests/e2e -n 3 --dist loadfile --ignore tests/integration/test_images.py
+	scripts/in-memory $(PYTEST) tests/contract tests/integration tests/e2e -n 3 --dist loadfile --ignore tests/integration/test_images.py --ignore tests/e2e/test_bundle.py
 	$(PYTEST) tests/integration/test_images.py
 
 demo: setup ## Set up, start a farm, build a real project
@@ -72,6 +72,9 @@ demo: setup ## Set up, start a farm, build a real project
 	@echo "Now build a folder of your own that holds a buildspec.yml:"
 	@echo "  $(BIN)/millrace run DIR"
 	@echo "The farm goes on running; '$(BIN)/millrace down' stops it."
+
+bundle-test: services bundle ## The scenarios in containers that stand for tasks of Fargate
+	$(PYTEST) tests/e2e/test_bundle.py
 
 examples: setup ## Build fourteen public projects of several languages; ONLY=name for one
 	@$(BIN)/millrace doctor --install --for demo
