@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from millrace.fleet import WorkerShape
-from millrace.need import Need
+from millrace.need import Need, Offer
 from millrace.settings import Settings
 from millrace.vocabulary import Verdict
 from scheduler import lanes
@@ -34,6 +34,8 @@ _EVENTS: Final = 2_000
 _LENGTHS: Final = 50
 _ENDED: Final = tuple(state.value for state in sorted(TERMINAL))
 _BOOTS: Final = 20
+_Kind = tuple[str, str, int, int, int | None]
+"""Waiting builds of a project and a need: how many, since when the oldest waits, and how many of the project may run at once."""
 
 
 class At(StrEnum):
@@ -223,6 +225,29 @@ def _waiting(
     limits = lanes.limits_of(session, fleet, farm)
     if not limits.leave_room(load):
         return 0, None
+    left = min(most - running for most, running in _limited(limits, load))
+    rooms: dict[str, int] = {}
+    found: Counter[Need] = Counter()
+    oldest_ms: int | None = None
+    whole = shape_offer(shape)
+    for project, key, waiting, since_ms, limit in _kinds(session, fleet, load, now, whole):
+        if left < 1:
+            break
+        need = Need.parse(key)
+        if need is None or not whole.holds(need):
+            continue
+        most = left if limit is None else limit - load.by_project.get(project, 0)
+        taken = max(0, min(waiting, left, rooms.setdefault(project, most)))
+        rooms[project] -= taken
+        left -= taken
+        if taken:
+            found[need] += taken
+            oldest_ms = since_ms if oldest_ms is None else min(oldest_ms, since_ms)
+    return _as_slots(session, found, shape, staying), oldest_ms
+
+
+def _kinds(session: Session, fleet: str, load: lanes.Load, now: int, whole: Offer) -> Iterable[_Kind]:
+    """What waits, by project and need. Of very much, those alone that may start, so that no others hide them."""
     some = (
         sa.select(Build.project_name, Build.need, Build.queued_ms)
         .where(IS_QUEUED, Build.fleet == fleet, lanes.may_start(now))
@@ -237,24 +262,34 @@ def _waiting(
         .order_by(some.c.project_name, some.c.need)
         .subquery()
     )
-    left = min(most - running for most, running in _limited(limits, load))
-    rooms: dict[str, int] = {}
-    found: Counter[Need] = Counter()
-    oldest_ms: int | None = None
-    whole = shape_offer(shape)
     rows = sa.select(kinds, Project.concurrent_build_limit).join(Project, Project.name == kinds.c.project_name)
-    for project, key, waiting, since_ms, limit in session.execute(rows):
-        need = Need.parse(key)
-        if need is None or not whole.holds(need):
+    found: list[_Kind] = [row._tuple() for row in session.execute(rows)]
+    if sum(waiting for _project, _need, waiting, _since_ms, _limit in found) < _MOST_COUNTED:
+        return found
+    return _kind_by_kind(session, fleet, load, now, whole)
+
+
+def _kind_by_kind(session: Session, fleet: str, load: lanes.Load, now: int, whole: Offer) -> Iterator[_Kind]:
+    """The same, each counted by itself when it is asked for, and no more of it than its project may run."""
+    lanes.keep_plans(session)
+    needs = [key for key, need in lanes.waiting_needs(session, fleet).items() if whole.holds(need)]
+    if not needs:
+        return
+    waiting = lanes.waiting_projects(session, fleet, needs)
+    rows = sa.select(waiting, Project.concurrent_build_limit).join(Project, Project.name == waiting.c.project)
+    for need, project, limit in session.execute(rows).all():
+        most = _MOST_COUNTED if limit is None else min(_MOST_COUNTED, limit - load.by_project.get(project, 0))
+        if most < 1:
             continue
-        most = left if limit is None else limit - load.by_project.get(project, 0)
-        taken = max(0, min(waiting, left, rooms.setdefault(project, most)))
-        rooms[project] -= taken
-        left -= taken
-        if taken:
-            found[need] += taken
-            oldest_ms = since_ms if oldest_ms is None else min(oldest_ms, since_ms)
-    return _as_slots(session, found, shape, staying), oldest_ms
+        some = (
+            sa.select(Build.queued_ms)
+            .where(IS_QUEUED, Build.fleet == fleet, Build.need == need, Build.project_name == project, lanes.may_start(now))
+            .limit(most)
+            .subquery()
+        )
+        count, since_ms = session.execute(sa.select(sa.func.count(), sa.func.min(some.c.queued_ms))).one()
+        if count:
+            yield project, need, count, since_ms, limit
 
 
 def _limited(limits: lanes.Limits, load: lanes.Load) -> list[tuple[int, int]]:

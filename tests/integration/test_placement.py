@@ -379,3 +379,30 @@ def test_what_a_fleet_could_never_hold_does_not_flow_over_to_it(database: Databa
     assert overflow.move(database, "default", "other", 2, waited_s=0) == [small]
     with database.reading() as session:
         assert session.get_one(Build, large).fleet == "default"
+
+
+def test_what_waits_most_hides_no_others_from_a_fleet(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More wait of a project at its limit, and of what fits no worker, than are counted."""
+    monkeypatch.setattr("scheduler.fleets.observe._MOST_COUNTED", 5)
+    for name, changes in (("a-limited", {"concurrentBuildLimit": 1}), ("demo", {}), ("some", {"concurrentBuildLimit": 2})):
+        a_project(database, name, **changes)
+    for _ in range(6):
+        a_build(database, settings, "a-limited")
+        a_build(database, settings, **GPU)
+    assert ask(database, settings) is not None
+
+    def queued() -> int:
+        with database.reading() as session:
+            shape = WorkerShape()
+            sight = observe(session, "default", [], age_s=0, generation=1, times=Times(), farm=settings, shape=shape)
+        return sight.load.queued
+
+    assert queued() == 0
+    for _ in range(3):
+        a_build(database, settings, "some")
+    assert queued() == 2
+    for _ in range(9):
+        a_build(database, settings)
+    assert queued() == 5
