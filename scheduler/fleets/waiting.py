@@ -23,26 +23,35 @@ def waiting_builds(session: Session, fleet: str) -> list[WaitingBuild]:
     """
     now: int = session.execute(sa.select(now_ms())).scalar_one()
     running = Counter(lanes.load_of(session, fleet).by_project)
-    rows = session.execute(
-        sa.select(Build.id, Build.attempt_no, Build.project_name, Build.settings, Build.need, Project.concurrent_build_limit)
-        .join(Project, Project.name == Build.project_name)
-        .where(IS_QUEUED, Build.fleet == fleet, lanes.may_start(now))
-        .order_by(*lanes.BEST)
-        .limit(MOST)
-    )
     found: list[WaitingBuild] = []
-    for build_id, attempt_no, project, settings, key, limit in rows:
-        need = Need.parse(key)
-        if need is None or (limit is not None and running[project] >= limit):  # a damaged record is fsck's
-            continue
-        running[project] += 1
-        found.append(
-            WaitingBuild(
-                build_id=build_id,
-                attempt_no=attempt_no + 1,
-                image=settings["environment"]["image"],
-                cpus=need.cpu_millis / 1000,
-                memory_bytes=need.memory_bytes,
+    full: set[str] = set()
+    while True:
+        rows = session.execute(
+            sa.select(Build.id, Build.attempt_no, Build.project_name, Build.settings, Build.need, Project.concurrent_build_limit)
+            .join(Project, Project.name == Build.project_name)
+            .where(IS_QUEUED, Build.fleet == fleet, lanes.may_start(now))
+            .where(Build.project_name.not_in(full), Build.id.not_in([one.build_id for one in found]))
+            .order_by(*lanes.BEST)
+            .limit(MOST - len(found))
+        ).all()
+        before = len(full)
+        for build_id, attempt_no, project, settings, key, limit in rows:
+            if limit is not None and running[project] >= limit:
+                full.add(project)
+                continue
+            need = Need.parse(key)
+            if need is None:  # a damaged record is fsck's
+                continue
+            running[project] += 1
+            found.append(
+                WaitingBuild(
+                    build_id=build_id,
+                    attempt_no=attempt_no + 1,
+                    image=settings["environment"]["image"],
+                    cpus=need.cpu_millis / 1000,
+                    memory_bytes=need.memory_bytes,
+                )
             )
-        )
+        if len(full) == before:  # so that those of a project at its limit hide no others
+            break
     return found

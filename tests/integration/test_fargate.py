@@ -307,6 +307,25 @@ def test_waiting_builds_are_told_of_in_their_order_and_within_limits(database: D
     assert {left.build_id, claimed.build_id} == {first, last}, "the project with a limit has one that runs or waits, never two"
 
 
+def test_a_project_at_its_limit_hides_no_builds_of_others(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.fleets.waiting.MOST", 2)
+    a_project(database, "large", concurrentBuildLimit=1)
+    a_project(database, "larger", concurrentBuildLimit=1)
+    a_project(database, "small")
+    for name in ("large", "larger"):
+        for _ in range(4):
+            a_build(database, settings, name)
+    others = [a_build(database, settings, "small") for _ in range(2)]
+    a_claim(database, settings)
+    with database.reading() as session:
+        told = [one.build_id for one in waiting_builds(session, "default")]
+    assert len(told) == 2
+    assert told[0].startswith("larger:")
+    assert told[1] == others[0]
+
+
 def test_the_scaler_starts_a_task_for_each_build_and_none_that_is_not_needed(
     aws: Aws, shape: FargateProvider, database: Database, settings: Settings
 ) -> None:
