@@ -64,6 +64,14 @@ def load_of(session: Session, fleet: str) -> Load:
     return Load(everything=everywhere.total(), fleet=here.total(), by_project=everywhere, here=here)
 
 
+def full_projects(session: Session, load: Load) -> list[str]:
+    """The projects that are at their limit."""
+    limits = sa.select(Project.name, Project.concurrent_build_limit).where(
+        Project.name.in_(load.by_project), Project.concurrent_build_limit.is_not(None)
+    )
+    return sorted(name for name, limit in session.execute(limits) if limit is not None and load.by_project[name] >= limit)
+
+
 def limits_of(session: Session, fleet: str, settings: Settings) -> Limits:
     """What the fleet and the farm allow."""
     row = session.get(Fleet, fleet)

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from millrace.fleet import WorkerShape
 from millrace.log import get_logger
-from millrace.need import Need
 from scheduler import lanes
 from scheduler.db import Database, now_ms
 from scheduler.models import IS_QUEUED, Build, Fleet
@@ -23,7 +21,7 @@ def move(db: Database, fleet: str, to: str, count: int, *, waited_s: float) -> S
     """Have `count` waiting builds wait for the fleet `to`: those that came last, of such as have waited for `waited_s`.
 
     They stay the builds that they are, with their numbers and all else. None goes to a fleet that is paused,
-    or whose workers could never hold it.
+    or whose workers could never hold it, and none whose project is at its limit, as it would wait there, too.
     """
 
     def work(session: Session) -> list[str]:
@@ -31,15 +29,17 @@ def move(db: Database, fleet: str, to: str, count: int, *, waited_s: float) -> S
         other = session.get(Fleet, to)
         if other is not None and other.paused_ms is not None:
             return []
+        shape = scaled_shape(session, to)
+        needs = [key for key, need in lanes.waiting_needs(session, fleet).items() if shape is None or not misfit(need, shape)]
         waiting = (
             sa.select(Build)
             .where(IS_QUEUED, Build.fleet == fleet, lanes.may_start(now), Build.queued_ms <= now - int(waited_s * 1000))
+            .where(Build.need.in_(needs), Build.project_name.not_in(lanes.full_projects(session, lanes.load_of(session, fleet))))
             .order_by(Build.queued_ms.desc(), Build.number.desc())
             .limit(min(count, _AT_ONCE))
             .with_for_update(skip_locked=True)
         )
-        shape = scaled_shape(session, to)
-        moved = [build for build in session.scalars(waiting) if shape is None or _holds(shape, build)]
+        moved = session.scalars(waiting).all()
         for build in moved:
             build.fleet, build.marks = to, {**build.marks, MOVED: now}
         return [build.id for build in moved]
@@ -48,8 +48,3 @@ def move(db: Database, fleet: str, to: str, count: int, *, waited_s: float) -> S
     for build_id in moved:
         log.info("build.overflowed", build_id=build_id, fleet=fleet, to=to)
     return moved
-
-
-def _holds(shape: WorkerShape, build: Build) -> bool:
-    need = Need.parse(build.need)
-    return need is not None and not misfit(need, shape)

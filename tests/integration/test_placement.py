@@ -381,6 +381,20 @@ def test_what_a_fleet_could_never_hold_does_not_flow_over_to_it(database: Databa
         assert session.get_one(Build, large).fleet == "default"
 
 
+def test_builds_that_cannot_overflow_keep_no_others_from_it(database: Database, settings: Settings) -> None:
+    a_project(database)
+    a_project(database, "limited", concurrentBuildLimit=1)
+    a_build(database, settings, "limited")
+    assert ask(database, settings) is not None
+    small = a_build(database, settings)
+    a_build(database, settings, **LARGE)
+    a_build(database, settings, "limited")  # it would not run elsewhere either
+    with database.transaction() as session:
+        set_to = FleetSettings.model_validate({"worker": {"cpus": 4}, "provider": {"type": "process"}})
+        session.add(Fleet(name="other", settings=set_to.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    assert overflow.move(database, "default", "other", 1, waited_s=0) == [small]
+
+
 def test_what_waits_most_hides_no_others_from_a_fleet(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
