@@ -17,7 +17,7 @@ MOST: Final = 500
 
 
 def waiting_builds(session: Session, fleet: str) -> list[WaitingBuild]:
-    """Those that may be claimed now, the best first, and of no project more than its limit leaves room for.
+    """Those that may be claimed now, the best first, of those the oldest, and of no project more than its limit leaves room for.
 
     `attempt_no` is that of the attempt which would begin.
     """
@@ -31,7 +31,7 @@ def waiting_builds(session: Session, fleet: str) -> list[WaitingBuild]:
             .join(Project, Project.name == Build.project_name)
             .where(IS_QUEUED, Build.fleet == fleet, lanes.may_start(now))
             .where(Build.project_name.not_in(full), Build.id.not_in([one.build_id for one in found]))
-            .order_by(*lanes.BEST)
+            .order_by(Build.rank, Build.queued_ms, Build.number)  # numbers are each project's own
             .limit(MOST - len(found))
         ).all()
         before = len(full)

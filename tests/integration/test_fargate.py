@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from millrace.errors import InvalidInput, ProviderTrouble
 from millrace.fleet import FargateProvider, FleetSettings
@@ -19,6 +20,7 @@ from scheduler.fleets.provider import InstanceState, Order, WaitingBuild
 from scheduler.fleets.scaler import Scaler
 from scheduler.fleets.waiting import waiting_builds
 from scheduler.leases import hash_token
+from scheduler.models import Build
 from tests.support import aws as clouds
 from tests.support.aws import Aws
 from tests.support.cluster import TEMPLATE, a_cluster, shape_of, template
@@ -318,6 +320,12 @@ def test_a_project_at_its_limit_hides_no_builds_of_others(
         for _ in range(4):
             a_build(database, settings, name)
     others = [a_build(database, settings, "small") for _ in range(2)]
+    with database.transaction() as session:  # they were built often before, which puts them behind nobody
+        session.execute(sa.update(Build).where(Build.id.in_(others)).values(number=Build.number + 900))
+    a_project(database, "young")
+    later = a_build(database, settings, "young")
+    with database.transaction() as session:
+        session.execute(sa.update(Build).where(Build.id == later).values(queued_ms=Build.queued_ms + 1000))
     a_claim(database, settings)
     with database.reading() as session:
         told = [one.build_id for one in waiting_builds(session, "default")]
