@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from millrace.log import get_logger
 from scheduler import lanes
 from scheduler.db import Database, now_ms
+from scheduler.fleets.capacity import living
 from scheduler.models import IS_QUEUED, Build, Fleet
 from scheduler.placement import misfit, scaled_shape
 
@@ -21,7 +22,8 @@ def move(db: Database, fleet: str, to: str, count: int, *, waited_s: float) -> S
     """Have `count` waiting builds wait for the fleet `to`: those that came last, of such as have waited for `waited_s`.
 
     They stay the builds that they are, with their numbers and all else. None goes to a fleet that is paused,
-    or whose workers could never hold it, and none whose project is at its limit, as it would wait there, too.
+    that has neither a worker nor a provider, or whose workers could never hold it; and none whose project is at its limit, as it
+    would wait there, too.
     """
 
     def work(session: Session) -> list[str]:
@@ -30,6 +32,8 @@ def move(db: Database, fleet: str, to: str, count: int, *, waited_s: float) -> S
         if other is not None and other.paused_ms is not None:
             return []
         shape = scaled_shape(session, to)
+        if shape is None and not living(session, to):
+            return []
         needs = [key for key, need in lanes.waiting_needs(session, fleet).items() if shape is None or not misfit(need, shape)]
         waiting = (
             sa.select(Build)

@@ -420,3 +420,11 @@ def test_what_waits_most_hides_no_others_from_a_fleet(
     for _ in range(9):
         a_build(database, settings)
     assert queued() == 5
+
+
+def test_nothing_overflows_to_where_nobody_is(database: Database, settings: Settings) -> None:
+    a_project(database)
+    build_id = a_build(database, settings)
+    assert overflow.move(database, "default", "misspelt", 1, waited_s=0) == []
+    assert ask(database, settings, fleet="misspelt") is None  # a worker of its own comes, by whatever hands
+    assert overflow.move(database, "default", "misspelt", 1, waited_s=0) == [build_id]

@@ -13,7 +13,7 @@ from millrace.errors import Conflict, InvalidInput, NotFound, ProviderTrouble
 from millrace.fleet import FleetSettings
 from millrace.settings import Settings
 from millrace.vocabulary import BuildState, Reason, Trouble, Verdict
-from scheduler import waiting
+from scheduler import leases, waiting
 from scheduler.fleets import faces, ledger, marks, records, upgrades
 from scheduler.fleets.observe import At
 from scheduler.fleets.provider import Instance, InstanceState
@@ -21,7 +21,7 @@ from scheduler.models import Build, Fleet
 from scheduler.models import Decision as DecisionRow
 from scheduler.models import Instance as InstanceRow
 from tests.support.fleets import FLEET, World, run_all
-from tests.support.records import a_build, a_project, a_report
+from tests.support.records import a_build, a_claim_request, a_project, a_report
 
 FARM = Settings(data_dir=Path("unused"))
 QUICK: dict[str, Any] = {"maximum": 10, "shrinkAfterS": 0}
@@ -274,6 +274,7 @@ def test_a_paused_fleet_needs_no_workers(world: World) -> None:
 
 def test_what_is_too_much_for_a_fleet_at_its_maximum_goes_to_another(world: World) -> None:
     world.configure(scaling={**QUICK, "maximum": 2}, overflowBehavior="ON_DEMAND", overflowFleet="more")
+    assert leases.claim(world.db, a_claim_request(fleet="more"), FARM) is None  # somebody is there
     made = builds(world, 7)
     world.round()
     with world.db.reading() as session:
