@@ -52,7 +52,8 @@ class Keeper:
     def _tend(self, process_id: str, part: Part, wanted: bool) -> None:
         status = part.ended()
         if status is not None:
-            log.log(20 if status == 0 else 40, "instance.ended", instance=process_id, status=status, wanted=wanted)
+            was_told = process_id in self._ending  # it may hear that after its last word, and ends by it
+            log.log(20 if status == 0 or was_told else 40, "instance.ended", instance=process_id, status=status, wanted=wanted)
             notes.drop_run(self._home, process_id)
             if status == 0:
                 notes.drop_order(self._home, process_id)
