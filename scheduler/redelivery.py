@@ -114,6 +114,7 @@ class Redelivery:
         """Have what did not arrive delivered again, in the order in which it happened."""
         attempts: dict[str, list[_Attempt]] = defaultdict(list)
         asked = 0
+        refused: Refused | None = None
         with self._door.opened(hook.project, hook.source) as rest:
             where = f"{repository(place_of(hook.source))}/hooks/{segment(hook.provider_hook_id)}/deliveries"
             for one in self._listed(rest, where, hook.since_ms):
@@ -124,9 +125,16 @@ class Redelivery:
                 if tries[0].guid in came:
                     continue
                 newest = max(tries, key=lambda one: one.at_ms)
-                ask(rest, "POST", f"{where}/{segment(newest.id)}/attempts")
+                try:
+                    ask(rest, "POST", f"{where}/{segment(newest.id)}/attempts")
+                except Refused as refusal:  # of this one, as it seems: what came after it must not wait behind it
+                    refused = refusal
+                    log.warning("webhook.not_redelivered", project=hook.project, delivery_id=newest.guid, why=refusal.why)
+                    continue
                 asked += 1
                 log.warning("webhook.redelivered", project=hook.project, delivery_id=newest.guid, what=newest.event)
+        if refused is not None and not asked:  # of all of them: the token may not, and once it may, they are asked for again
+            raise refused
         return asked
 
     @staticmethod

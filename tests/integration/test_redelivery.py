@@ -15,7 +15,7 @@ from scheduler import hooks, secrets
 from scheduler.db import Database
 from scheduler.providers import Access
 from scheduler.redelivery import Redelivery
-from tests.support.forge import Forge
+from tests.support.forge import Answer, Forge
 from tests.support.providers import standing_in
 from tests.support.records import a_project
 
@@ -90,6 +90,27 @@ def test_an_attempt_that_arrived_is_enough_and_three_that_failed_are(desk: Desk)
     newest = desk.lose("twice", minutes_ago=20)
     assert desk.read() == 1
     assert desk.asked() == [str(newest)]
+
+
+def test_one_that_github_will_not_deliver_again_holds_up_no_other(desk: Desk) -> None:
+    gone, lost = desk.lose("gone", minutes_ago=30), desk.lose("lost", minutes_ago=20)
+    redeliver = desk.forge.standin.says["github/redeliver"]
+    refused: Answer = (422, {}, {"message": "Validation Failed"})
+    desk.forge.standin.says["github/redeliver"] = lambda told: (
+        refused if told.where["delivery_id"] == str(gone) else redeliver(told)
+    )
+    assert desk.read() == 1
+    assert desk.asked() == [str(gone), str(lost)]
+
+
+def test_where_github_delivers_nothing_again_all_stays_to_be_asked_for(desk: Desk) -> None:
+    lost = [desk.lose("one", minutes_ago=30), desk.lose("two", minutes_ago=20)]
+    redeliver = desk.forge.standin.says["github/redeliver"]
+    desk.forge.standin.says["github/redeliver"] = lambda told: (404, {}, {"message": "Not Found"})
+    assert desk.read() == 0
+    desk.forge.standin.says["github/redeliver"] = redeliver
+    assert desk.read(60 * MINUTE_MS) == 2
+    assert desk.asked() == [str(one) for one in lost] * 2
 
 
 def test_only_what_is_new_since_the_last_look_is_read(desk: Desk) -> None:
