@@ -1,5 +1,6 @@
 """The page of what waits for an approval, and where one signs in for it."""
 
+import re
 from datetime import UTC, datetime
 from typing import Final
 
@@ -10,11 +11,12 @@ from api import sessions
 from api.auth import Scope, needs, principal, require_project, visit
 from api.context import here
 from api.pages.words import changes_at, plain
-from millrace.errors import InfraProblem, MillraceError
+from millrace.errors import InfraProblem, InvalidInput, MillraceError
 from scheduler import approvals, hooks, projects
 
 blueprint = Blueprint("pages", __name__, template_folder="templates")
 _MAX_FORM_BYTES: Final = 16 * 1024
+_COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'",
@@ -109,10 +111,10 @@ def approve(name: str) -> AnyResponse:
     request.max_content_length = _MAX_FORM_BYTES
     require_project(name)
     sessions.require_own_form(visit())
-    context = here()
-    result = hooks.approve(
-        context.db, name, request.form.get("commit", ""), by=f"{principal().name} (page)", settings=context.settings
-    )
+    context, commit = here(), request.form.get("commit", "")
+    if not _COMMIT.fullmatch(commit):
+        raise InvalidInput("this is no commit", hint="Load the page anew, and send its own form.")
+    result = hooks.approve(context.db, name, commit, by=f"{principal().name} (page)", settings=context.settings)
     if result.build_id is not None and result.fleet is not None:
         context.ringer.ring(result.build_id, result.fleet)
     return redirect(url_for("pages.of_project", name=name), 303)

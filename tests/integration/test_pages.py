@@ -110,6 +110,15 @@ def test_the_button_starts_the_build_of_the_very_commit_once(desk: Desk) -> None
     assert len(desk.builds()) == 1
 
 
+@pytest.mark.parametrize("commit", ["", "\x00", f"{SHA}\n", f"{SHA[:12]}; id", SHA.upper(), SHA[:6]])
+def test_a_form_that_names_no_commit_starts_nothing(desk: Desk, commit: str) -> None:
+    desk.wait()
+    desk.sign_in()
+    answer = desk.approve(commit)
+    assert (answer.status_code, "this is no commit" in answer.get_data(as_text=True)) == (422, True)
+    assert desk.builds() == []
+
+
 def test_a_pull_request_that_moved_on_has_no_button_and_an_old_form_starts_nothing(desk: Desk) -> None:
     desk.wait()
     desk.sign_in()
