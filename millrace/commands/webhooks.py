@@ -190,6 +190,10 @@ def _json(file: IO[str]) -> dict[str, Any]:
         raise InvalidInput(f"{file.name} is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidInput(f"{file.name} holds a JSON {type(body).__name__}, not an object")
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{file.name} has a lone surrogate, which is no character") from error
     return body
 
 
