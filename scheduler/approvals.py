@@ -51,8 +51,7 @@ def waiting(db: Database, project: str | None = None) -> Sequence[Waiting]:
             key = (row.webhook_id, row.ref, row.commit_id)
             if key in found:
                 continue
-            same = sa.select(Delivery.commit_id).where(Delivery.webhook_id == row.webhook_id, Delivery.ref == row.ref)
-            now_at = session.scalar(same.where(Delivery.commit_id.is_not(None)).order_by(Delivery.id.desc()).limit(1))
+            now_at = session.scalar(hooks.commit_of(row))
             found[key] = Waiting(
                 project=row.project_name,
                 provider=Provider(provider),

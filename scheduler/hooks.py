@@ -345,11 +345,10 @@ def approve(
                 f"no {which} of {project} waits for approval at commit {commit[:100]!r}",
                 hint=f"'millrace webhook deliveries {project}' shows those that wait, with their whole commits.",
             )
-        of_request = sa.select(Delivery).where(Delivery.webhook_id == row.id, Delivery.ref == waiting.ref)
-        last = session.scalar(of_request.where(Delivery.commit_id.is_not(None)).order_by(Delivery.id.desc()).limit(1))
-        if last is not None and last.commit_id != waiting.commit_id:
+        now_at = session.scalar(commit_of(waiting))
+        if now_at != waiting.commit_id:
             raise Conflict(
-                f"{waiting.ref} is at {last.commit_id} by now, and no longer at {commit}",
+                f"{waiting.ref} is at {now_at} by now, and no longer at {commit}",
                 hint="Look at what is new, and approve that commit.",
             )
         event = replace(kept_event(waiting.event or {}), commit=commit)
@@ -374,6 +373,14 @@ def approve(
     result = db.run(work)
     log.info("webhook.approved", project=project, commit=commit, by=by, build_id=result.build_id)
     return result
+
+
+def commit_of(waiting: Delivery) -> sa.Select[tuple[str | None]]:
+    """Where the pull request of `waiting` is by now: an older event may have come after a newer one."""
+    of_request = sa.select(Delivery.commit_id).where(
+        Delivery.webhook_id == waiting.webhook_id, Delivery.ref == waiting.ref, Delivery.commit_id.is_not(None)
+    )
+    return of_request.order_by(sa.func.coalesce(Delivery.stamp, "").desc(), Delivery.id.desc()).limit(1)
 
 
 def kept_event(kept: dict[str, Any]) -> SourceEvent:
@@ -526,6 +533,7 @@ class _Taking:
         row.what = (event.kind.value if event else self.heard.what)[:100]
         row.same, row.outcome, row.why, row.build_id = same, outcome.value, why, build_id
         row.ref, row.commit_id = (event.place, event.commit) if event else (None, None)
+        row.stamp = event.stamp[:100] if event and event.pull_request is not None else None
         row.event = {**asdict(event), "paths": None} if event and outcome is Outcome.APPROVAL else None
         if old is None:
             self.session.add(row)

@@ -347,7 +347,8 @@ class Delivery(Base):
 
     `same` is a hash of what makes an event that very event, set where one may start a build. `event` is what waits: a pull
     request's event (`approval`), what a comment asks for (`checking`, see `scheduler.wishes`), or a delivery that is only noted
-    so far (`accepted`, see `scheduler.inbox`).
+    so far (`accepted`, see `scheduler.inbox`). `stamp`: when the pull request was as the event tells, in the server's own
+    words, which sort by time.
     """
 
     __tablename__ = "deliveries"
@@ -365,6 +366,7 @@ class Delivery(Base):
     why: Mapped[str] = mapped_column(sa.Text)
     build_id: Mapped[str | None] = mapped_column(sa.String(200))
     event: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    stamp: Mapped[str | None] = mapped_column(sa.String(100))
     __table_args__ = (
         sa.UniqueConstraint("webhook_id", "delivery_id", "part", name="uq_deliveries_delivery_id"),
         sa.UniqueConstraint("webhook_id", "same", name="uq_deliveries_same"),

@@ -21,7 +21,7 @@ from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
 from millrace.vocabulary import TokenScope
 from millrace.webhook import Provider, WebhookSettings
-from scheduler import filters, leases, queries, secrets, tokens
+from scheduler import approvals, filters, leases, queries, secrets, tokens
 from scheduler.db import Database
 from scheduler.dispatch import Bell
 from scheduler.models import Delivery
@@ -297,6 +297,19 @@ def test_an_approval_is_bound_to_its_commit(one: Farm) -> None:
     assert one.ok("POST", "/v1/projects/demo/webhook/approve", json={"commit": OTHER_SHA})["outcome"] == "build"
     newest = {"ref": "changes", "sha": "a" * 40, "repo": {"id": 99}}
     assert hook.send(github_pull_request("synchronize", head=newest), event="pull_request").status_code == 202
+    assert len(one.builds()) == 1
+
+
+def test_an_older_state_of_a_pull_request_that_comes_late_is_not_where_it_is(one: Farm) -> None:
+    hook = one.hook()
+    newer = {"ref": "changes", "sha": OTHER_SHA, "repo": {"id": 99}}
+    hook.send(github_pull_request("synchronize", head=newer, updated_at="2026-01-02T00:00:00Z"), event="pull_request")
+    hook.send(github_pull_request(head_repo=99, updated_at="2026-01-01T00:00:00Z"), event="pull_request")
+    assert {row.event.commit: row.moved_to for row in approvals.waiting(one.db)} == {OTHER_SHA: None, SHA: OTHER_SHA}
+    answer = one.user("POST", "/v1/projects/demo/webhook/approve", json={"commit": SHA})
+    assert (answer.status_code, OTHER_SHA in answer.get_json()["detail"]) == (409, True)
+    assert one.ok("POST", "/v1/projects/demo/webhook/approve", json={"commit": OTHER_SHA})["outcome"] == "build"
+    assert one.user("POST", "/v1/projects/demo/webhook/approve", json={"commit": SHA}).status_code == 409
     assert len(one.builds()) == 1
 
 
