@@ -259,7 +259,7 @@ class _Connecting:
                 self._say(f"at {place.host} webhook {known.id} is made")
         except (Refused, Later) as problem:
             console.print(harmless(f"{place.host} did not take the webhook: {problem.why}", colours=False), markup=False)
-            _say_by_hand({**hook, "secret": self._secret(hook)})
+            _say_by_hand(hook)
             return
         if hook["millrace"]["providerHookId"] != known.id:
             self._client.put(f"{self._path}/webhook", {"providerHookId": known.id})
@@ -372,5 +372,8 @@ def _of_refusal(refusal: Refused, place: Place) -> MillraceError:
 def _say_by_hand(hook: dict[str, Any]) -> None:
     click.echo("Set the webhook up at the git server yourself:")
     click.echo(f"address: {hook['payloadUrl']}")
-    click.echo(f"secret:  {hook['secret']}")
+    if "secret" in hook:
+        click.echo(f"secret:  {hook['secret']}")
+    else:  # a new one would end the one that may stand there already
+        click.echo("secret:  it was shown when the webhook was made; 'millrace webhook rotate' makes another")
     click.echo(PLACES[hook["millrace"]["provider"]])

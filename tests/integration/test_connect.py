@@ -200,6 +200,9 @@ def test_a_webhook_that_was_typed_in_by_hand_is_found(desks: Any) -> None:
     assert lines["address:"] == desk.hook()["payloadUrl"] and lines["secret:"].startswith("whsec_")
     assert "issue comments" in said
     assert desk.hook()["millrace"]["providerHookId"] is None
+    again = desk.ok()
+    assert "it was shown when the webhook was made" in again and lines["secret:"] not in again
+    assert desk.hook()["millrace"]["oldSecretUntil"] is None
     desk.forge.may_hook = True
     events = ["push", "pull_request", "release", "issue_comment"]
     config = {"url": lines["address:"], "content_type": "json", "secret": lines["secret:"]}
