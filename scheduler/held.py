@@ -81,8 +81,11 @@ class Held:
         with self._db.reading() as session:
             now = self._now(session)
             rows = sa.select(Delivery).where(sa.text("outcome = 'approval'"), Delivery.id >= self._from_id)
-            found, settled = [], True
-            for row in session.scalars(rows.order_by(Delivery.id).limit(_MOST)):
+            found: list[_Waiting] = []
+            settled = True
+            for row in session.scalars(rows.order_by(Delivery.id)):
+                if len(found) == _MOST:
+                    break
                 event: dict[str, Any] = row.event or {}
                 if _TOLD in event or row.received_ms < now - _DAY_MS:
                     self._from_id = row.id + 1 if settled else self._from_id

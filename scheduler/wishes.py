@@ -7,6 +7,7 @@ for again for an hour, and then is no approval. The row of the comment, that of 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -87,8 +88,9 @@ class Wishes:
 
     @staticmethod
     def _rows(session: Session, now: int) -> list[Delivery]:
-        waiting = sa.select(Delivery).where(sa.text("outcome = 'checking'")).order_by(Delivery.id).limit(_ROUND)
-        return [row for row in session.scalars(waiting) if int((row.event or {}).get("due_ms", 0)) <= now]
+        waiting = session.scalars(sa.select(Delivery).where(sa.text("outcome = 'checking'")).order_by(Delivery.id))
+        due = (row for row in waiting if int((row.event or {}).get("due_ms", 0)) <= now)
+        return list(islice(due, _ROUND))  # so that those that are put off hold up no others
 
     @staticmethod
     def _asked(session: Session, row: Delivery) -> tuple[int, "_Asked | str"]:

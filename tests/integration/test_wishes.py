@@ -70,7 +70,7 @@ class Desk:
     def wait(self, commit: str = SHA, delivery: str = "1", **changes: Any) -> Result:
         """A stranger's pull request comes."""
         event = SourceEvent(
-            kind=EventKind.PULL_REQUEST_CREATED, ref="refs/heads/x", base_ref="refs/heads/main", commit=commit, stamp=commit,
+            kind=EventKind.PULL_REQUEST_CREATED, ref="refs/heads/x", base_ref="refs/heads/main", commit=commit, stamp=delivery,
             pull_request=2, from_fork=True, title="mine", **changes,
         )  # fmt: skip
         heard = Heard(what="x", events=(event,), repository_id="1")
@@ -279,6 +279,19 @@ def test_a_pause_that_the_server_asks_for_is_kept(desks: Any) -> None:
     assert not desk.wishes.due()
     desk.now_ms += 30_000
     assert desk.wishes.run() == 1 and desk.noted()[0] == "build"
+
+
+def test_comments_that_are_put_off_hold_up_no_others(desks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.wishes._ROUND", 1)
+    desk = desks()
+    desk.wait()
+    desk.say()
+    desk.forge.standin.answers = [(429, {"Retry-After": "300"}, {})]
+    assert desk.wishes.run() == 0
+    desk.say(by="9", delivery="c2", ident=502)
+    desk.now_ms += 10_000
+    assert desk.another().run() == 1
+    assert (desk.noted()[0], desk.noted("c2")[0]) == ("checking", "build")
 
 
 def test_what_is_gone_or_damaged_meanwhile_approves_nothing_and_holds_up_nobody(desks: Any) -> None:
