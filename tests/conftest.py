@@ -1,6 +1,7 @@
 """Fixtures that all suites share: real services, each once per process, and clean parts of them per test."""
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from scheduler.db import Database
 from tests.support import postgres, redis
 
 SIGNING_KEY = "k" * 64
+BESIDE = {"store", "publisher", "deliveries", "missed", "messenger", "redelivery", "held", "wishes"}
+"""What a sweeper does beside its rounds: it holds a connection, which would be left open behind a pool that is gone."""
 
 hypothesis.settings.register_profile("short", deadline=None)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=20_000)
@@ -75,6 +78,9 @@ def _migrate(url: str) -> None:
 def _opened(url: str) -> Iterator[Database]:
     opened = Database(url)
     yield opened
+    for thread in threading.enumerate():
+        if thread.name in BESIDE:
+            thread.join(10)
     opened.dispose()
 
 
