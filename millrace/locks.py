@@ -8,10 +8,10 @@ from typing import IO
 
 
 @contextmanager
-def held(lock: Path) -> Iterator[IO[str]]:
-    """Hold the lock; the open file may be written to. Raises BlockingIOError where another holds it."""
+def held(lock: Path, *, wait: bool = False) -> Iterator[IO[str]]:
+    """Hold the lock; the open file may be written to. Raises BlockingIOError where another holds it, unless it is to `wait`."""
     with open(lock, "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield file
 
 

@@ -49,12 +49,9 @@ class ProcessProvider:
     def grow_to(self, total: int, order: Order, waiting: Sequence[WaitingBuild] = ()) -> None:
         """Write as many notes as are missing."""
         notes.folder_of(self._home).mkdir(exist_ok=True, mode=0o700)
-        try:
-            with held(self._home / "fleet.lock"):  # so that a scheduler that no longer leads and the one that does add up
-                for _ in range(total - len(self.find())):
-                    notes.put_order(self._home, f"process-{secrets.token_hex(6)}", _note_of(order))
-        except BlockingIOError as error:
-            raise ProviderTrouble(Trouble.AWAY, "another scheduler is changing the fleet at this moment") from error
+        with held(self._home / "fleet.lock", wait=True):  # so that a scheduler that no longer leads and the one that does add up
+            for _ in range(total - len(self.find())):
+                notes.put_order(self._home, f"process-{secrets.token_hex(6)}", _note_of(order))
 
     def release(self, ids: Sequence[str]) -> None:
         """Take the notes away."""
