@@ -2,33 +2,52 @@
 
 import os
 import sys
+from typing import Final
 
 import click
 
 from millrace import __version__, failpoints
 from millrace import log as logging
-from millrace.commands import (
-    backup,
-    builds,
-    caches,
-    connect,
-    farm,
-    fleets,
-    fleetset,
-    fleetshow,
-    fleetupgrade,
-    fsck,
-    lint,
-    notices,
-    secrets,
-    webhooks,
-)
+from millrace.commands.lazy import Verbs
+from millrace.commands.session import Session
 from millrace.commands.terminal import errors, harmless
 from millrace.errors import MillraceError
 from millrace.settings import load
 
+_VERBS: Final = {
+    "run": "builds:run",
+    "builds": "builds:builds",
+    "logs": "builds:logs",
+    "stop": "builds:stop",
+    "retry": "builds:retry",
+    "artifacts": "builds:artifacts",
+    "why": "fleets:why",
+    "fleet": "fleets:fleet",
+    "lint": "lint:lint",
+    "up": "farm:up",
+    "down": "farm:down",
+    "doctor": "farm:doctor",
+    "status": "farm:status",
+    "config": "farm:config",
+    "fsck": "fsck:fsck",
+    "project": "projects:project",
+    "token": "tokens:token",
+    "cache": "caches:cache",
+    "secret": "secrets:secret",
+    "webhook": "webhooks:webhook",
+    "notices": "notices:notices",
+    "backup": "backup:backup",
+    "restore": "backup:restore",
+    "restored": "backup:restored",
+    "migrate": "parts:migrate",
+    "bootstrap": "parts:bootstrap",
+    "api": "parts:api",
+    "scheduler": "parts:scheduler",
+    "worker": "parts:worker",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=Verbs, verbs=_VERBS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--data-dir", type=click.Path(file_okay=False), help="The farm's data folder; as MILLRACE_DATA_DIR.")
 @click.version_option(__version__, prog_name="millrace")
 @click.pass_context
@@ -41,47 +60,7 @@ def cli(context: click.Context, data_dir: str | None) -> None:
     logging.configure(settings.log_format, settings.log_level, service=context.invoked_subcommand or "")
     if context.invoked_subcommand != "up":  # who starts the parts is what restarts them
         failpoints.arm(settings.failpoint, settings.home)
-    context.obj = farm.Session(settings=settings, environ=environ)
-
-
-for verb in (
-    builds.run,
-    builds.builds,
-    builds.logs,
-    builds.stop,
-    builds.retry,
-    builds.artifacts,
-    fleets.why,
-    fleets.fleet,
-    lint.lint,
-    farm.up,
-    farm.down,
-    farm.doctor,
-    farm.status,
-    fsck.fsck,
-    farm.config,
-    farm.project,
-    farm.token,
-    caches.cache,
-    secrets.secret,
-    webhooks.webhook,
-    notices.notices,
-    farm.migrate,
-    backup.backup,
-    backup.restore,
-    backup.restored,
-    farm.bootstrap,
-    farm.api,
-    farm.scheduler,
-    farm.worker,
-):
-    cli.add_command(verb)
-
-for verb in (fleetset.fleet_set, fleetshow.fleet_show, fleetupgrade.fleet_upgrade):
-    fleets.fleet.add_command(verb)
-
-
-farm.project.add_command(connect.project_connect)
+    context.obj = Session(settings=settings, environ=environ)
 
 
 def main() -> int:

@@ -6,7 +6,8 @@ import click
 import sqlalchemy as sa
 
 from millrace.commands import terminal
-from millrace.commands.farm import Session, records
+from millrace.commands.records import records
+from millrace.commands.session import Session
 from millrace.commands.terminal import console
 from millrace.errors import Conflict, InvalidInput
 from millrace.locks import is_held

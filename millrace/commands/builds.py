@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from buildenv.folder import pack
-from millrace import doctor
 from millrace.client import Client, build_path
 from millrace.commands import proof, terminal
-from millrace.commands.farm import Session, connect
+from millrace.commands.session import Session, connect
 from millrace.commands.terminal import LogPrinter, console, errors
 from millrace.errors import InvalidInput, NotFound, Unavailable
 
@@ -271,6 +270,8 @@ def _fetch(client: Client, build_id: str, found: list[dict[str, Any]], out: Path
 def _need_engine(session: Session) -> None:
     """Where the farm is this box, its engine must answer: a build would only wait for it, and nobody would know why."""
     if session.settings.api_url is None and session.settings.engine == "docker":
+        from millrace import doctor
+
         found = doctor.engine(session.settings)
         if not found.ok:
             raise Unavailable(f"the Docker engine of this machine is {found.says}", hint="'millrace doctor --install' mends it.")

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from buildenv import daemonstore
 from millrace.client import build_path
-from millrace.commands.farm import Session, connect, day
+from millrace.commands.session import Session, connect, day
 from millrace.commands.terminal import console, harmless, size
 from millrace.errors import InvalidInput
 

@@ -14,7 +14,7 @@ import click
 from buildenv.git import Credential
 from millrace.client import Client
 from millrace.commands import builds
-from millrace.commands.farm import Session, connect
+from millrace.commands.session import Session, connect
 from millrace.commands.terminal import console, harmless
 from millrace.commands.webhooks import PLACES
 from millrace.errors import Conflict, InvalidInput, MillraceError, NotFound, Unauthenticated, Unavailable

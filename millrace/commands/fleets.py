@@ -1,14 +1,14 @@
 """Verbs about the queue: why a build waits, and the fleets that take builds from it."""
 
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import click
 from rich.table import Table
 
 from millrace.client import build_path
-from millrace.commands.farm import Session, connect
-from millrace.commands.simulate import fleet_simulate
+from millrace.commands.lazy import Verbs
+from millrace.commands.session import Session, connect
 from millrace.commands.terminal import console, harmless
 
 
@@ -33,7 +33,15 @@ def why(session: Session, build_id: str) -> int:
     return 0
 
 
-@click.group()
+_VERBS: Final = {
+    "set": "fleetset:fleet_set",
+    "show": "fleetshow:fleet_show",
+    "upgrade": "fleetupgrade:fleet_upgrade",
+    "simulate": "simulate:fleet_simulate",
+}
+
+
+@click.group(cls=Verbs, verbs=_VERBS)
 def fleet() -> None:
     """Fleets: groups of workers, each with a queue of its own."""
 
@@ -109,9 +117,6 @@ def fleet_drain(session: Session, name: str, worker: str | None, reason: str) ->
     builds = "its build has ended" if running == 1 else f"{running} builds have ended"
     console.print(f"{workers}{f', once {builds}' if running else ''}")
     return 0
-
-
-fleet.add_command(fleet_simulate)
 
 
 def fleet_path(name: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any, Final, Union, get_args, get_origin
 
 import click
 
-from millrace.commands.farm import Session, connect
 from millrace.commands.fleets import fleet_path, say
 from millrace.commands.scaling import changed, scaling_options
+from millrace.commands.session import Session, connect
 from millrace.errors import InvalidInput, NotFound
 from millrace.fleet import ProviderSettings, Scaling
 from millrace.project import Shape

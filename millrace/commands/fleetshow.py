@@ -7,8 +7,8 @@ from typing import Any, Final
 import click
 from rich.table import Table
 
-from millrace.commands.farm import Session, connect
 from millrace.commands.fleets import fleet_path, say
+from millrace.commands.session import Session, connect
 from millrace.commands.terminal import console, harmless
 
 _DECISIONS: Final = 8

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from millrace.commands.farm import Session, connect
 from millrace.commands.fleets import fleet_path, say
 from millrace.commands.fleetset import provider_of
+from millrace.commands.session import Session, connect
 from millrace.commands.terminal import console
 
 

@@ -15,7 +15,8 @@ from docker.errors import DockerException
 from pydantic import SecretStr
 
 from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKSPACES
-from millrace.commands.farm import Session, records
+from millrace.commands.records import records
+from millrace.commands.session import Session
 from millrace.commands.terminal import console, harmless
 from millrace.errors import InfraProblem, InvalidInput, MillraceError
 from millrace.ids import is_build_id, uuid_of

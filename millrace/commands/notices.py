@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from millrace.client import build_path
-from millrace.commands.farm import Session, connect
+from millrace.commands.session import Session, connect
 from millrace.commands.terminal import console, harmless
 
 

@@ -8,7 +8,8 @@ from urllib.parse import quote
 import click
 from rich.table import Table
 
-from millrace.commands.farm import Session, connect, day, records
+from millrace.commands.records import records
+from millrace.commands.session import Session, connect, day
 from millrace.commands.terminal import console, harmless
 from millrace.errors import InvalidInput, Unavailable
 from millrace.secrets.reference import canonical

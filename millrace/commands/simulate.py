@@ -16,8 +16,8 @@ import click
 
 from millrace import clock
 from millrace.commands import simulated
-from millrace.commands.farm import Session, connect
 from millrace.commands.scaling import FIELDS, changed, scaling_options
+from millrace.commands.session import Session, connect
 from millrace.commands.simulated import Variant
 from millrace.commands.terminal import console
 from millrace.errors import InvalidInput

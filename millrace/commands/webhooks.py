@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from millrace.commands import post_receive
-from millrace.commands.farm import Session, connect
+from millrace.commands.session import Session, connect
 from millrace.commands.terminal import console, harmless
 from millrace.errors import InvalidInput
 

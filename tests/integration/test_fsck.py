@@ -19,8 +19,8 @@ import pytest
 import sqlalchemy as sa
 
 from buildenv.engine import LABEL_ATTEMPT, LABEL_BUILD, LABEL_PLACE, LABEL_WORKSPACES
-from millrace.commands.farm import Session
 from millrace.commands.fsck import ThisHost
+from millrace.commands.session import Session
 from millrace.contract import ArtifactReport, LogFooter, PhaseReport
 from millrace.ids import log_key, log_list_key, staging_prefix, uuid_of
 from millrace.locks import held
