@@ -9,7 +9,7 @@ DEMO_DIR := .millrace/demo
 EXAMPLES_DIR := .millrace/examples
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup doctor images bundle check fmt services unit contract integration e2e test demo up down compose-test compose-images bundle-test examples fuzz chaos soak failpoints bench bench-quick lock clean
+.PHONY: help setup doctor images bundle check fmt services unit contract integration e2e test simulator-test demo up down compose-test compose-images bundle-test examples fuzz chaos soak failpoints bench bench-quick lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,14 +54,17 @@ contract: services ## One suite, each implementation: engines, stores, control
 	$(PYTEST) tests/contract
 
 integration: services ## Real engine, Redis, databases, stores
-	$(PYTEST) tests/integration
+	$(PYTEST) tests/integration --ignore tests/integration/test_simulator.py
 
 e2e: services ## Scenarios through a whole farm
 	$(PYTEST) tests/e2e --ignore tests/e2e/test_bundle.py
 
 test: check services ## Everything but the heavy suites; does all its set-up
-	scripts/in-memory $(PYTEST) tests/contract tests/integration tests/e2e -n 3 --dist loadfile --ignore tests/integration/test_images.py --ignore tests/e2e/test_bundle.py
+	scripts/in-memory $(PYTEST) tests/contract tests/integration tests/e2e -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/integration/test_images.py --ignore tests/integration/test_simulator.py --ignore tests/e2e/test_bundle.py
 	$(PYTEST) tests/integration/test_images.py
+
+simulator-test: services ## The simulator beside a fleet that really runs the same load, three minutes; nothing else may run
+	$(PYTEST) tests/integration/test_simulator.py
 
 demo: setup ## Set up, start a farm, build a real project
 	@$(BIN)/millrace doctor --install --for demo

@@ -22,6 +22,36 @@ hypothesis.settings.register_profile("short", deadline=None)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=20_000)
 hypothesis.settings.load_profile("short")  # `--hypothesis-profile=long`, as in `make fuzz`, comes after this
 
+_LONG = [
+    "test_fleets.py",
+    "test_scenarios.py",
+    "test_farm.py",
+    "test_upgrade.py",
+    "test_api_server.py",
+    "test_logs.py",
+    "test_worker_process.py",
+    "test_backup.py",
+    "test_fsck.py",
+    "test_secrets.py",
+    "test_inbox.py",
+    "test_user_data.py",
+    "test_health.py",
+    "test_source.py",
+    "test_worker_notices.py",
+    "test_failpoints.py",
+    "test_git_source.py",
+    "test_scaler_machine.py",
+    "test_parking.py",
+    "test_once.py",
+    "test_full_disk.py",
+]
+"""Files of more than 25 s, the longest first: where files go to several processes, none of them is left for one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests by file as in `_LONG`; within a file they stay as they are."""
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[postgres.PostgresServer]:
