@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from tests.support.farm import Farm, new_farm, wait_until
+from tests.support.farm import SHORT_LEASES, Farm, new_farm, wait_until
 
 T = TypeVar("T")
 ROWS: dict[str, "Row"] = {}
@@ -64,7 +64,7 @@ class Chaos:
 
         As shipped, containers are parked; and each build of real containers has a cache, so that folders are mounted into it.
         """
-        with new_farm(**{"MILLRACE_PARKED": "1"} | settings) as farm:
+        with new_farm(**SHORT_LEASES | {"MILLRACE_PARKED": "1"} | settings) as farm:
             farm.prefix = prefix
             farm.caches = settings.get("MILLRACE_ENGINE") != "fake"
             farm.start()

@@ -28,6 +28,17 @@ def farm() -> Iterator[Farm]:
         wait_until(lambda: up.containers() == [])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def overdue(farm: Farm) -> str:
+    """A build that goes over its time, a minute, while other tests run."""
+    return farm.build(["echo begun; sleep 300"], project="overdue", timeoutInMinutes=1)
+
+
+def containers_of(farm: Farm, build: str) -> list[str]:
+    """Names of the build's containers that are still there."""
+    return [name for name in farm.containers() if build.partition(":")[2] in name]
+
+
 def is_gone(pid: int) -> bool:
     """True where the process has ended, reaped or not."""
     try:
@@ -36,7 +47,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-# Stopping and timing out
+# Stopping
 
 
 def test_a_running_build_is_stopped_within_seconds_though_it_ignores_term(farm: Farm) -> None:
@@ -51,15 +62,7 @@ def test_a_running_build_is_stopped_within_seconds_though_it_ignores_term(farm: 
     assert (phase["phaseStatus"], "contexts" in phase) == ("STOPPED", False)
     assert [item["phaseType"] for item in ended["phases"]][-2:] == ["BUILD", "COMPLETED"]
     assert "echo never" not in farm.log_of(build).split("Running command", 2)[-1].split("begun")[-1]
-    wait_until(lambda: farm.containers() == [])
-
-
-def test_a_build_over_its_time_ends_timed_out(farm: Farm) -> None:
-    build = farm.build(["echo begun; sleep 300"], timeoutInMinutes=1)
-    ended = farm.ended(build, within_s=100)
-    assert (ended["buildStatus"], ended["millrace"]["reason"]) == ("TIMED_OUT", "user.timeout")
-    phase = next(item for item in ended["phases"] if item["phaseType"] == "BUILD")
-    assert (phase["phaseStatus"], phase["contexts"][0]["statusCode"]) == ("TIMED_OUT", "BUILD_TIMED_OUT")
+    wait_until(lambda: containers_of(farm, build) == [])
 
 
 # Logs
@@ -122,13 +125,13 @@ def test_an_attempt_that_is_killed_is_tried_again_at_once(farm: Farm) -> None:
     verdicts = [(item["verdict"], item["reason"]) for item in ended["millrace"]["attempts"]]
     assert verdicts == [("HANDED_BACK", "infra.worker_lost"), ("SUCCEEDED", "succeeded")]
     assert "attempt 2" in farm.log_of(build)
-    wait_until(lambda: farm.containers() == [])
+    wait_until(lambda: containers_of(farm, build) == [])
 
 
 def test_a_container_that_is_killed_fails_the_build_clearly(farm: Farm) -> None:
     build = farm.build(["echo begun; sleep 300"], project="container")
     farm.await_log(build, "begun")
-    (name,) = [item for item in farm.containers() if build.partition(":")[2] in item]
+    (name,) = containers_of(farm, build)
     client = docker.from_env(timeout=10)
     client.containers.get(name).kill()
     client.close()
@@ -178,6 +181,16 @@ def test_containers_are_limited_and_see_no_engine(farm: Farm) -> None:
         project="limits",
     )
     assert farm.ended(build)["buildStatus"] == "SUCCEEDED", farm.log_of(build)
+
+
+# At its end, when the minute is over
+
+
+def test_a_build_over_its_time_ends_timed_out(farm: Farm, overdue: str) -> None:
+    ended = farm.ended(overdue, within_s=100)
+    assert (ended["buildStatus"], ended["millrace"]["reason"]) == ("TIMED_OUT", "user.timeout")
+    phase = next(item for item in ended["phases"] if item["phaseType"] == "BUILD")
+    assert (phase["phaseStatus"], phase["contexts"][0]["statusCode"]) == ("TIMED_OUT", "BUILD_TIMED_OUT")
 
 
 # The embedded farm itself

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import docker
 import pytest
 
-from tests.support.farm import Farm, running_farm, wait_until
+from tests.support.farm import SHORT_LEASES, Farm, running_farm, wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.redis]
 
@@ -105,7 +105,7 @@ def test_an_attempt_in_a_parked_container_that_is_killed_leaves_nothing(farm: Fa
 
 
 def test_what_waits_goes_with_its_worker_and_its_farm() -> None:
-    with running_farm(MILLRACE_PARKED="1") as farm:
+    with running_farm(MILLRACE_PARKED="1", **SHORT_LEASES) as farm:
         farm.ended(farm.build(["true"]))
         wait_until(lambda: parked(farm))
         worker = next(

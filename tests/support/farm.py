@@ -23,15 +23,15 @@ from tests.support.need import missing
 T = TypeVar("T")
 QUICK = {
     "MILLRACE_BIND": "127.0.0.1:0",
-    "MILLRACE_LEASE_TTL_S": "6",
     "MILLRACE_RENEW_EVERY_S": "0.5",
-    "MILLRACE_SELF_FENCE_S": "5",
     "MILLRACE_SWEEP_EVERY_S": "0.5",
     "MILLRACE_DEFAULT_IMAGE": "millrace/standard:latest",
     "MILLRACE_API_WORKERS": "1",
     "MILLRACE_PARKED": "0",
     "MILLRACE_LOG_FORMAT": "json",
 }
+SHORT_LEASES = {"MILLRACE_LEASE_TTL_S": "6", "MILLRACE_SELF_FENCE_S": "5"}
+"""For tests in which a worker is lost, and none in which the API is away: on a busy machine that takes longer to come back."""
 
 
 def wait_until(condition: Callable[[], T], within_s: float = 30) -> T:

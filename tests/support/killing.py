@@ -31,7 +31,7 @@ from scheduler.db import Database, now_ms
 from scheduler.inbox import Arrival
 from scheduler.models import IS_HELD, Attempt, Build, CacheEntry, Delivery, Notice, Token, Webhook
 from tests.support import killing_fleets
-from tests.support.farm import Farm, wait_until
+from tests.support.farm import SHORT_LEASES, Farm, wait_until
 from tests.support.forge import Forge
 from tests.support.killing_fleets import upgraded
 from tests.support.providers import standing_in
@@ -40,6 +40,7 @@ from tests.support.webhooks import SHA, github_pull_request, sent
 
 T = TypeVar("T")
 WATCHED: Final = {
+    **SHORT_LEASES,
     "MILLRACE_TESTING": "1",
     "MILLRACE_FAILPOINT": "watch",
     "MILLRACE_SLOTS": "2",
