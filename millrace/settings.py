@@ -63,10 +63,10 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=0,
-            description="Deliveries of webhooks that each process of the API acts on before it answers, at once; those beyond "
-            "are noted, answered with 202, and acted on behind.",
+            description="Deliveries of webhooks within half a second that each process of the API acts on before it answers; "
+            "those beyond are noted, answered with 202, and acted on behind.",
         ),
-    ] = 8
+    ] = 4
     token: Annotated[SecretStr | None, Field(description="API token of the command line; absent: the embedded farm's own.")] = (
         None
     )

@@ -7,6 +7,7 @@ older push must not be built after a newer one.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from scheduler.models import IS_ACCEPTED, Delivery
 ACCEPTED: Final = "accepted"
 _CALM_S: Final = 0.05
 """When none has come for so long, a rush is over."""
+_RUSH_S: Final = 0.5
+"""Within so long, `at_once` deliveries may come and be acted on; more are a rush, in which answers go first."""
 WHY: Final = "many come at once: it is noted, and acted on behind this answer"
 PART: Final = -1
 _HEARD: Final = TypeAdapter(Heard)
@@ -123,24 +126,30 @@ class _Waiting:
 class Inbox:
     """The deliveries that one process of the API has in its hands. Safe from several threads.
 
-    Up to `at_once` are acted on before they are answered; those beyond are only noted.
+    Up to `at_once` within half a second are acted on before they are answered; those beyond are only noted.
     """
 
     db: Database
     at_once: int
     _inside: int = 0
-    _last_s: float = 0.0
+    _last_s: float = float("-inf")
+    _came: deque[float] = field(init=False)
     _waiting: list[_Waiting] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _committing: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._came = deque(maxlen=self.at_once)
 
     @contextmanager
     def place(self) -> Iterator[bool]:
         """For as long as a delivery is answered: whether it can be acted on at once."""
         with self._lock:
             self._inside += 1
-            self._last_s = time.monotonic()
-            room = self._inside <= self.at_once
+            self._last_s = now = time.monotonic()
+            rush = len(self._came) == self.at_once and (not self._came or now - self._came[0] < _RUSH_S)
+            self._came.append(now)
+            room = self._inside <= self.at_once and not rush
         try:
             yield room
         finally:

@@ -116,8 +116,8 @@ def _opened(url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Settings of a farm in a folder of this test's."""
-    return Settings(data_dir=tmp_path / "farm", signing_key=SecretStr(SIGNING_KEY))
+    """Settings of a farm in a folder of this test's. Deliveries are acted on before they are answered, however fast a test is."""
+    return Settings(data_dir=tmp_path / "farm", signing_key=SecretStr(SIGNING_KEY), webhooks_at_once=1000)
 
 
 @pytest.fixture
