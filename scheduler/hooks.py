@@ -26,7 +26,7 @@ from millrace.project import BuildOverrides, ProjectFleet, ProjectSettings, Webh
 from millrace.secrets.keyring import Keyring, WrongKey
 from millrace.settings import Settings
 from millrace.webhook import PROVIDERS, EventKind, Heard, Provider, SourceEvent, WebhookSettings, Wish
-from scheduler import approvers, filters, inbox
+from scheduler import approvers, filters, inbox, order
 from scheduler.db import Database, now_ms
 from scheduler.inbox import ACCEPTED, Arrival
 from scheduler.intake import BuildRequest, queue
@@ -468,6 +468,9 @@ class _Taking:
             return self._note(part, event, old, Outcome.DUPLICATE, why, build_id=earlier.build_id)
         if outcome is not Outcome.BUILD:
             return self._note(part, event, old, outcome, why, same=same)
+        if (late := self._superseded(event)) is not None:
+            why = f"superseded: {event.place} was built as it was later, {late.commit_id}"
+            return self._note(part, event, old, Outcome.IGNORED, why, same=same, build_id=late.build_id)
         try:
             build = queue(self.session, _request(self.hook, event, self.initiator), self.settings)
         except (RequestError, ValidationError) as error:  # before anything was changed
@@ -475,6 +478,13 @@ class _Taking:
             return self._note(part, event, old, Outcome.REFUSED, f"no build could be queued: {said}")
         noted = self._note(part, event, old, outcome, why, same=same, build_id=build.id, at_ms=build.submitted_ms)
         return replace(noted, fleet=build.fleet)
+
+    def _superseded(self, event: SourceEvent) -> Delivery | None:
+        """Who started a newer build, where newer ones are to stop older ones: this one would only stop it."""
+        project = self.session.get(Project, self.hook.project)
+        if project is None or not project.cancel_superseded:
+            return None
+        return order.newer(self.session, self.hook.id, event)
 
     def wish(self, wish: Wish) -> Result:
         """Note a comment that approves, to be checked behind this; the same comment counts once, however often it is told."""
@@ -533,7 +543,7 @@ class _Taking:
         row.what = (event.kind.value if event else self.heard.what)[:100]
         row.same, row.outcome, row.why, row.build_id = same, outcome.value, why, build_id
         row.ref, row.commit_id = (event.place, event.commit) if event else (None, None)
-        row.stamp = event.stamp[:100] if event and event.pull_request is not None else None
+        row.stamp = event.stamp[:100] if event else None
         row.event = {**asdict(event), "paths": None} if event and outcome is Outcome.APPROVAL else None
         if old is None:
             self.session.add(row)

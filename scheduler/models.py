@@ -348,7 +348,7 @@ class Delivery(Base):
     `same` is a hash of what makes an event that very event, set where one may start a build. `event` is what waits: a pull
     request's event (`approval`), what a comment asks for (`checking`, see `scheduler.wishes`), or a delivery that is only noted
     so far (`accepted`, see `scheduler.inbox`). `stamp`: when the pull request was as the event tells, in the server's own
-    words, which sort by time.
+    words, which sort by time; of a push the commit that it goes from, and its time where that is told.
     """
 
     __tablename__ = "deliveries"

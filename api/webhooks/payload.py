@@ -50,11 +50,14 @@ def at(value: object, *path: str | int) -> Any:
 
 
 def text(value: object, *path: str | int, most: int = 300) -> str | None:
-    """The string at `path`, without what no database holds, cut off at `most` characters; None for anything else or nothing."""
+    """The string at `path`, cut off at `most` characters; None for anything else or nothing.
+
+    What no database holds becomes `\ufffd`: were it left out, a name could come to be another's.
+    """
     found = at(value, *path)
     if not isinstance(found, str) or not found:
         return None
-    return found[:most].replace("\x00", "").encode(errors="replace").decode()
+    return found[:most].replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 def ident(value: object, *path: str | int) -> str | None:

@@ -178,6 +178,25 @@ def test_newer_builds_of_a_branch_or_pull_request_supersede_older_ones(one: Farm
     assert [build.state.value for build in one.builds()] == ["QUEUED", "QUEUED", "STOPPED", "QUEUED", "STOPPED"]
 
 
+def test_what_comes_late_does_not_supersede_what_is_newer(one: Farm) -> None:
+    a_project(one.db, "demo", source=SOURCES["github"], millrace={"cancelSuperseded": True})
+    made = one.ok("POST", "/v1/projects/demo/webhook", json={"filterGroups": EVERYTHING})
+    hook = Hook(one, "github", "demo", urlsplit(made["payloadUrl"]).path, made["secret"])
+    hook.send(github_push(before=SHA, after=OTHER_SHA), delivery="second")
+    late = hook.send(github_push(before="0" * 40, after=SHA), delivery="first")
+    assert late.status_code == 204
+    assert "superseded: refs/heads/" in late.headers["Millrace-Outcome"]
+    assert OTHER_SHA in hook.deliveries()[0]["why"]
+    assert hook.send(github_push(before="0" * 40, after=SHA), delivery="first").status_code == 204
+    head = {"ref": "changes", "repo": {"id": 186853002}}
+    hook.send(
+        github_pull_request("synchronize", head={**head, "sha": OTHER_SHA}, updated_at="2026-01-02T00:00:00Z"),
+        event="pull_request",
+    )
+    hook.send(github_pull_request(head={**head, "sha": SHA}, updated_at="2026-01-01T00:00:00Z"), event="pull_request")
+    assert [(build.state.value, build.settings.source_commit) for build in one.builds()] == [("QUEUED", OTHER_SHA)] * 2
+
+
 @pytest.mark.parametrize(
     "name", ["$(touch${IFS}/tmp/x)", "`id`", "a;rm -rf $HOME", "x'\"\\\n", "-rf", "‮gnp", "\ud800", "é" * 300]
 )
@@ -193,6 +212,12 @@ def test_a_name_made_of_shell_code_is_text_and_nothing_else(one: Farm, name: str
     assert build.settings.webhook.head_ref == f"refs/heads/{name}"[:300].replace("\ud800", "?")
     assert build.settings.source_version == SHA
     assert name == "-rf" or "no build could be queued" in hook.deliveries()[0]["why"]
+
+
+def test_a_name_with_a_zero_byte_is_not_taken_for_the_name_without(one: Farm) -> None:
+    hook = one.hook(filterGroups=[[{"type": "EVENT", "pattern": "PUSH"}, {"type": "HEAD_REF", "pattern": "^refs/heads/main$"}]])
+    assert hook.send(github_push(ref="refs/heads/ma\0in")).status_code == 204
+    assert hook.deliveries()[0]["ref"] == "refs/heads/ma\ufffdin"
 
 
 # Once, and only once
