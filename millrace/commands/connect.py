@@ -3,6 +3,7 @@
 import getpass
 import re
 import sys
+import threading
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,23 @@ from urllib.parse import quote, urlsplit
 import click
 
 from buildenv.git import Credential
+from buildenv.source import heads
 from millrace.client import Client
 from millrace.commands import builds
 from millrace.commands.session import Session, connect
 from millrace.commands.terminal import console, harmless
 from millrace.commands.webhooks import PLACES
-from millrace.errors import Conflict, InvalidInput, MillraceError, NotFound, Unauthenticated, Unavailable
+from millrace.errors import (
+    BuildProblem,
+    BuildStopped,
+    Conflict,
+    InfraProblem,
+    InvalidInput,
+    MillraceError,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from millrace.ids import PROJECT_NAME
 from millrace.project import ProjectSource
 from millrace.vocabulary import SourceType
@@ -35,6 +47,8 @@ _TYPES: Final = {
 }
 _HOSTS: Final = {"github.com": SourceType.GITHUB, "gitlab.com": SourceType.GITLAB, "bitbucket.org": SourceType.BITBUCKET}
 _MAX_TOKEN_BYTES: Final = 4096
+_PATIENCE_S: Final = 20.0
+_ODD: Final = re.compile(r"[\x00-\x20\x7f\\]|%(?:[01][0-9a-f]|7f)", re.IGNORECASE)
 _HERE: Final = re.compile(r"localhost|127\.|\[?::1")
 _FILTERS: Final = [
     [{"type": "EVENT", "pattern": "PUSH"}],
@@ -159,6 +173,7 @@ class _Connecting:
     def _look(self, rest: Rest | None) -> Repository | None:
         """The repository, before anything is made."""
         if rest is None or self._server is None:
+            self._look_by_git()
             return None
         server, place = self._server, self._wanted.place
         try:
@@ -169,6 +184,38 @@ class _Connecting:
             ) from problem
         except Refused as refusal:
             raise _of_refusal(refusal, place) from refusal
+
+    def _look_by_git(self) -> None:
+        """Read the branches, as a build would. A server that cannot be reached from here may be reached by the workers."""
+        wanted, settings = self._wanted, self._session.settings
+        if not wanted.place.origin or self._is_there():  # a folder of the farm's host, which may be another; or set up before
+            return
+        credential = None if wanted.token is None else Credential.read(wanted.token, wanted.source)
+        try:
+            heads(
+                wanted.source,
+                git_roots=settings.git_roots,
+                ca_bundle=settings.ca_bundle,
+                stop=threading.Event(),
+                patience_s=_PATIENCE_S,
+                credential=credential,
+            )
+        except (InfraProblem, BuildStopped) as problem:
+            why = harmless(problem.message, colours=False)
+            console.print(f"note: whether the repository is there cannot be seen from here: {why}", markup=False)
+        except BuildProblem as problem:
+            given = "with this token" if wanted.token is not None else "without a token"
+            raise NotFound(
+                f"{wanted.place.host} shows no repository {wanted.place.path} {given}: {problem.message}",
+                hint="Look at the address; a private repository wants a token: --token-file, --token-env. Nothing was made.",
+            ) from problem
+
+    def _is_there(self) -> bool:
+        try:
+            self._client.get(self._path)
+        except NotFound:
+            return False
+        return True
 
     def _project(self) -> None:
         wanted, source = self._wanted, self._wanted.source
@@ -288,6 +335,11 @@ def _source(url: str, kind: str | None, buildspec: str | None) -> ProjectSource:
         host = (address.hostname or "") if address else url.partition(":")[0].rpartition("@")[2]
     except ValueError as error:
         raise InvalidInput(f"{url[:100]!r} is no address of a repository: {error}") from error
+    if _ODD.search(url) or (address is not None and (address.query or address.fragment or "?" in url or "#" in url)):
+        raise InvalidInput(
+            f"{url[:100]!r} is no address of a repository: it has a query, a fragment, or signs that no name has",
+            hint="Give the address that 'git clone' takes.",
+        )
     has_password = address is not None and address.password is not None
     if has_password or (address is not None and address.scheme in ("http", "https") and address.username):
         raise InvalidInput(

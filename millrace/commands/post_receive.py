@@ -116,10 +116,13 @@ def main() -> int:
     """Read what git tells of the push, and tell it on."""
     home = (git("rev-parse", "--absolute-git-dir") or ".").strip()
     url = (git("config", "--get", "millrace.url") or "").strip()
+    kept = Path(home, "millrace.secret")
     try:
-        secret = Path(home, "millrace.secret").read_text(encoding="utf-8").strip()
+        secret = kept.read_text(encoding="utf-8").strip()
+        if kept.stat().st_mode & 0o077:
+            say(f"others than its owner may use {kept}, and with it start builds: chmod 600 {kept}")
     except (OSError, ValueError) as error:
-        say(f"nothing is told: {home}/millrace.secret cannot be read: {error}")
+        say(f"nothing is told: {kept} cannot be read: {error}")
         return 1
     if not url.startswith(("http://", "https://")) or not secret:
         say(f"nothing is told: set millrace.url (git -C {home} config millrace.url ADDRESS), put the secret into millrace.secret")

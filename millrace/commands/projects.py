@@ -2,6 +2,7 @@
 
 import json
 from typing import IO
+from urllib.parse import quote
 
 import click
 from rich.table import Table
@@ -9,7 +10,8 @@ from rich.table import Table
 from millrace.commands.lazy import Verbs
 from millrace.commands.session import Session, connect
 from millrace.commands.terminal import console
-from millrace.errors import InvalidInput
+from millrace.commands.webhooks import say_left
+from millrace.errors import InvalidInput, NotFound
 
 
 @click.group(cls=Verbs, verbs={"connect": "connect:project_connect"})
@@ -61,6 +63,13 @@ def project_create(session: Session, file: IO[str]) -> int:
 @click.pass_obj
 def project_delete(session: Session, name: str) -> int:
     """Delete a project; its builds stay."""
-    connect(session).delete(f"/v1/projects/{name}")
-    console.print(f"Project {name} is deleted")
+    client, path = connect(session), f"/v1/projects/{quote(name, safe='')}"
+    try:
+        hook = client.get(f"{path}/webhook")
+    except NotFound:
+        hook = None
+    client.delete(path)
+    console.print(f"Project {name} is deleted", markup=False)
+    if hook is not None:
+        say_left(hook)
     return 0

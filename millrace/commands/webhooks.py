@@ -94,15 +94,26 @@ def webhook_rotate(session: Session, project: str, overlap_minutes: int) -> int:
     return 0
 
 
+def say_left(hook: dict[str, Any]) -> None:
+    """Say what is still at the git server of a webhook that is no more here."""
+    named = hook["millrace"].get("providerHookId")
+    which = f"webhook {named}, which calls" if named else "what calls"
+    console.print(f"At the git server, remove {which} {hook['payloadUrl']}: it is answered with 404 from now on.", markup=False)
+
+
 @webhook.command("delete")
 @click.argument("project")
 @click.pass_obj
 def webhook_delete(session: Session, project: str) -> int:
     """Remove the webhook of PROJECT: its address is gone, what came stays listed."""
     client = connect(session)
-    client.delete(_path(project))
-    client.close()
+    try:
+        found = client.get(_path(project))
+        client.delete(_path(project))
+    finally:
+        client.close()
     console.print(f"The webhook of {project} is deleted", markup=False)
+    say_left(found)
     return 0
 
 

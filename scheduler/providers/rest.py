@@ -1,8 +1,10 @@
 """One request to a git server's REST API: bounded in time and size, and its answer as what is to be done next."""
 
 import email.utils
+import ipaddress
 import json
 import re
+import socket
 import ssl
 import time
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ TIMEOUT_S: Final = 10.0
 _MAX_ANSWER: Final = 4 * 1024 * 1024
 _MAX_REDIRECTS: Final = 3
 _SHOWN_CHARS: Final = 300
+_METADATA_6: Final = ipaddress.IPv6Address("fd00:ec2::254")
 _SCP: Final = re.compile(r"(?:[^@/]+@)?([^:/]+):(?!//)(.+)")
 
 
@@ -105,6 +108,14 @@ def trust_of(settings: Settings) -> ssl.SSLContext:
     return trust
 
 
+def is_metadata(address: str) -> bool:
+    """Whether an IP address is one of those at which clouds tell machines of themselves."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if found.version == 6 and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found.is_link_local or found == _METADATA_6
+
+
 def segment(text: str) -> str:
     """`text` as one segment of a path."""
     return quote(text, safe="")
@@ -152,6 +163,18 @@ class Rest:
         raise Refused("the server sends us in a circle")
 
     @staticmethod
+    def _check_address(url: str) -> None:
+        """Raises Refused for addresses at which clouds keep their machines' credentials: no git server lives there."""
+        address = httpx.URL(url)
+        try:
+            found = {one[4][0] for one in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)}
+        except OSError:
+            return  # asking it says so in better words
+        for one in found:
+            if is_metadata(str(one)):
+                raise Refused(f"{address.host} is at {one}, where no git server is: it gets no token")
+
+    @staticmethod
     def _stay_at(url: str, other: httpx.URL, status: int) -> None:
         if (other.scheme, other.netloc) != (httpx.URL(url).scheme, httpx.URL(url).netloc):
             raise Refused(f"the server sends us on to {other.host}, which gets no token", status)
@@ -169,6 +192,7 @@ class Rest:
     ) -> tuple[int, httpx.Headers, bytes]:
         until = time.monotonic() + 2 * self._timeout_s
         content = b""
+        self._check_address(url)
         try:
             with self._client.stream(method, url, json=body, headers=dict(headers)) as answer:
                 for part in answer.iter_bytes():

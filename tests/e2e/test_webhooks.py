@@ -90,13 +90,12 @@ def clone(farm: Farm, git_root: Path, tmp_path: Path) -> Clone:
 
 
 def test_a_push_starts_builds_and_what_people_type_stays_text(farm: Farm, clone: Clone, tmp_path: Path) -> None:
-    tried = subprocess.run(
-        ["hooks/post-receive", "--ping"],
-        cwd=clone.git("remote", "get-url", "origin").stdout.strip(),
-        capture_output=True,
-        text=True,
-    )
-    assert (tried.returncode, "ping: the git server reaches us" in tried.stderr) == (0, True), tried.stderr
+    bare = Path(clone.git("remote", "get-url", "origin").stdout.strip())
+    for mode, warned in ((0o644, True), (0o600, False)):
+        (bare / "millrace.secret").chmod(mode)
+        tried = subprocess.run(["hooks/post-receive", "--ping"], cwd=bare, capture_output=True, text=True)
+        assert (tried.returncode, "ping: the git server reaches us" in tried.stderr) == (0, True), tried.stderr
+        assert ("others than its owner may use" in tried.stderr) is warned
 
     first = clone.commit("first")
     assert "FILE_PATH: the list of changed files is not known" in clone.push("main")  # of a new branch it is not

@@ -289,12 +289,37 @@ def test_where_a_step_fails_it_says_what_is_there_and_goes_on_from_there(desks: 
 
 def test_without_a_token_it_says_what_is_to_be_typed_in(desks: Any) -> None:
     desk = desks("gitlab")
+    desk.forge.standin.public = True
     said = desk.ok("--no-token", token=None)
     assert "Set the webhook up at the git server yourself" in said and "secret:  whsec_" in said and "At GitLab" in said
     assert "auth" not in desk.get("/v1/projects/app")["source"] and desk.forge.standin.asked == 0
     assert "has a credential now" in desk.ok()
     assert desk.get("/v1/projects/app")["source"]["auth"]["resource"] == "git/app"
     assert len(desk.forge.hooks) == 1
+
+
+def test_without_a_token_a_repository_that_is_not_shown_is_not_set_up(desks: Any) -> None:
+    desk = desks("gitlab")
+    done = desk.connect("--no-token", token=None)
+    assert done.returncode == 1
+    assert "shows no repository group/sub/app without a token" in done.stderr and "--token-file" in done.stderr
+    assert desk.forge.standin.wrong == ["GET /group/sub/app/info/refs"]
+    desk.forge.standin.wrong.clear()
+    assert desk.get("/v1/projects")["projects"] == []
+
+
+def test_a_server_that_is_not_reached_from_here_is_noted(desks: Any) -> None:
+    desk = desks("gitlab")
+    said = desk.ok("--no-token", token=None, url="http://127.0.0.1:1/group/sub/app")
+    assert "whether the repository is there cannot be seen from here" in said and "secret:  whsec_" in said
+
+
+@pytest.mark.parametrize("tail", ["?x=1", "#f", "?", "/%00", "/a\nb", "%7f", " b"])
+def test_an_address_with_more_than_a_place_is_refused(desks: Any, tail: str) -> None:
+    desk = desks("gitlab")
+    done = desk.connect("--no-token", token=None, url=f"{desk.url}{tail}x")
+    assert (done.returncode, "is no address of a repository" in done.stderr) == (1, True), done.stderr
+    assert desk.get("/v1/projects")["projects"] == []
 
 
 def test_tokens_come_from_a_file_too_and_an_empty_one_is_none(desks: Any, tmp_path: Path) -> None:

@@ -49,13 +49,14 @@ class Standin:
     """What was told, in order, and what is answered instead of 201: `answers` in turn, then `always`, each with headers.
 
     While `open` is not set, it takes requests and does not answer. `says` answers operations by name. With `tls` it is also a
-    proxy that stands for every host behind it.
+    proxy that stands for every host behind it. `public`: git is shown an empty repository, whatever its name.
     """
 
     url: str
     told: list[Told] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     asked: int = 0
+    public: bool = False
     answers: list[tuple[int, dict[str, str], Any]] = field(default_factory=list)
     always: tuple[int, dict[str, str], Any] | None = None
     open: threading.Event = field(default_factory=threading.Event)
@@ -86,7 +87,18 @@ def standing_in(tls: tuple[Path, Path] | None = None) -> Iterator[Standin]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PATCH = do_PUT = _take
+        def do_GET(self) -> None:
+            """A repository that everybody may read, empty, to git; else as any other."""
+            if not standin.public or "/info/refs?service=git-upload-pack" not in self.path:
+                return self._take()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-git-upload-pack-advertisement")
+            self.send_header("Content-Length", "38")
+            self.end_headers()
+            self.wfile.write(b"001e# service=git-upload-pack\n00000000")
+            return None
+
+        do_POST = do_PATCH = do_PUT = _take
 
         def do_CONNECT(self) -> None:
             """Be the host that is asked for (RFC 9110, CONNECT)."""
