@@ -13,7 +13,9 @@ from scheduler.fleets.observe import At, Sight, WorkerSeen
 from scheduler.fleets.provider import InstanceState
 
 _AT_A_TIME: Final = 4
-"""Of so many workers, one is replaced at a time, where their generation is not the one that is wanted."""
+"""Of so many workers, one is replaced at a time, where their generation is not the one that is wanted, or they take no builds."""
+UNFIT_MS: Final = 300_000
+"""How long a worker may be idle and take no builds, for a full disk or an engine that is away, before another takes its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +78,11 @@ def _releases(sight: Sight, scaling: Scaling) -> dict[str, str]:
 
 
 def _odd(sight: Sight, wanted: int, generations: Generations) -> list[WorkerSeen]:
-    """Workers of instances that are to be replaced by such of another generation, the first to be replaced first."""
-    ours = _candidates(sight)
+    """Workers of instances that are to be replaced by others, the first to be replaced first: those that take no builds, and then
+    those of another generation than is wanted.
+    """
+    unfit = [worker for worker in _candidates(sight) if _is_unfit(worker, sight.load.now_ms)]
+    ours = [worker for worker in _candidates(sight) if worker not in unfit]
     others = sum(not worker.instance for worker in sight.workers_at(At.IDLE, At.BUSY))
     total = max(0, wanted - others)
     quota = {generations.newest: generations.newest_of(total)}
@@ -91,7 +96,13 @@ def _odd(sight: Sight, wanted: int, generations: Generations) -> list[WorkerSeen
             found += here
         elif generations.stable != generations.newest:
             found += here[: max(0, len(here) - most)]
-    return sorted(found, key=_order)
+    return [*unfit, *sorted(found, key=_order)]
+
+
+def _is_unfit(worker: WorkerSeen, now_ms: int) -> bool:
+    """Whether it has had time enough to take builds again. One that runs some has no need to be replaced yet."""
+    since = worker.idle_since_ms
+    return bool(worker.not_claiming) and not worker.held and since is not None and now_ms - since >= UNFIT_MS
 
 
 def _candidates(sight: Sight) -> list[WorkerSeen]:
@@ -117,7 +128,13 @@ def _leavers(sight: Sight, wanted: int, odd: Sequence[WorkerSeen], *, makes_room
 
     Booting ones count for nothing: each comes, and is looked at then. `makes_room`: no more can come before one has gone.
     """
-    replaced = {worker.id: f"generation {worker.generation} is replaced" for worker in odd}
+    now = sight.load.now_ms
+    replaced = {
+        worker.id: f"it takes no builds: {worker.not_claiming}"
+        if _is_unfit(worker, now)
+        else f"generation {worker.generation} is replaced"
+        for worker in odd
+    }
     candidates = [*odd, *(worker for worker in _candidates(sight) if worker.id not in replaced)]
     leave = candidates[: max(0, sight.load.idle + sight.load.busy - wanted)]
     if odd and not leave and makes_room:

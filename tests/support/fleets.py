@@ -106,6 +106,8 @@ class World:
         self.box, self.bell = Box(), Silent()
         self.held: dict[str, list[Claim]] = {}
         self.left: set[str] = set()
+        self.unfit: set[str] = set()
+        self.all_unfit = False
 
         @sa.event.listens_for(self.db.engine, "connect")
         def set_clock(connection: sqlite3.Connection, _record: object) -> None:
@@ -146,9 +148,10 @@ class World:
         """A worker asks for a build, or says that it is there, and heeds what it is told."""
         generation = self.box.started.get(worker)
         running = self.held.setdefault(worker, [])
-        request = a_claim_request(
-            worker, fleet=FLEET, slots=slots, free_slots=slots - len(running) if free is None else free, generation=generation
-        )
+        free = slots - len(running) if free is None else free
+        trouble = "the disk is full" if worker in self.unfit or self.all_unfit else ""
+        free = 0 if trouble else free
+        request = a_claim_request(worker, fleet=FLEET, slots=slots, free_slots=free, not_claiming=trouble, generation=generation)
         claim = leases.claim(self.db, request, self.farm)
         if claim is not None:
             running.append(claim)

@@ -119,6 +119,56 @@ def test_of_idle_workers_the_one_leaves_that_was_idle_for_longest(world: World) 
     assert world.box.released == ["i-2"]
 
 
+def minutes(world: World, times: int) -> None:
+    """Every half minute the scaler looks, instances boot, and workers ask."""
+    for _ in range(2 * times):
+        world.round(every_s=30)
+        world.boot()
+        for worker in list(world.held):
+            if worker in world.held and worker not in world.left:
+                world.ask(worker)
+
+
+def test_a_worker_that_takes_no_builds_is_replaced_once_it_had_time_to_mend(world: World) -> None:
+    world.configure(scaling={"minimum": 2, "maximum": 4, "shrinkAfterS": 0})
+    minutes(world, 1)
+    world.unfit.add("i-1")
+    minutes(world, 3)
+    assert sorted(world.box.instances) == ["i-1", "i-2"], "a full disk may be emptied"
+    minutes(world, 5)
+    assert sorted(world.box.instances) == ["i-2", "i-3"]
+    assert world.box.most == 3
+    with world.db.reading() as session:
+        why = session.scalar(sa.select(InstanceRow.why).where(InstanceRow.id == "i-1"))
+    assert why is not None and "it takes no builds: the disk is full" in why
+    minutes(world, 10)
+    assert sorted(world.box.instances) == ["i-2", "i-3"]
+
+
+def test_where_none_takes_builds_they_are_replaced_one_by_one_and_never_many(world: World) -> None:
+    world.configure(scaling={"minimum": 2, "maximum": 3, "shrinkAfterS": 0})
+    world.all_unfit = True
+    minutes(world, 60)
+    assert world.box.most <= 4, "the maximum, and one that is on its way out"
+    assert len(world.box.started) <= 2 + 2 * 60 / 5
+    world.all_unfit = False
+    minutes(world, 12)
+    assert len(world.box.instances) == 2
+
+
+def test_a_worker_that_takes_no_more_builds_ends_those_that_it_has(world: World) -> None:
+    world.configure(scaling={"minimum": 1, "maximum": 2, "shrinkAfterS": 0})
+    minutes(world, 1)
+    builds(world, 1)
+    assert world.ask("i-1") is not None
+    world.unfit.add("i-1")
+    minutes(world, 20)
+    assert "i-1" in world.box.instances
+    world.end("i-1")
+    minutes(world, 8)
+    assert sorted(world.box.instances) == ["i-2"]
+
+
 def test_a_mark_is_taken_back_before_another_worker_is_asked_for(world: World) -> None:
     world.configure(scaling={**QUICK, "minimum": 3})
     world.round()
