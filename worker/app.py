@@ -1,5 +1,6 @@
 """The worker: a Celery consumer that only wakes the slots, and the slots themselves."""
 
+import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 from celery import Celery
 from celery.worker import WorkController
+from celery.worker import state as celery_state
 
 from buildenv.layers import evict
 from buildenv.mirror import prune
@@ -107,6 +109,7 @@ def main(settings: Settings, environ: Mapping[str, str]) -> int:
         notices = Notices(Metadata(settings.metadata_url), lambda notice: _heed(notice, leaving, settings.drain_s))
         threading.Thread(target=notices.watch, args=(threading.Event(),), name="notices", daemon=True).start()
     leaving.begun.wait()
+    celery_state.should_stop = os.EX_OK  # type: ignore[assignment]  # its consumer ends: bells that ring for others must not come here
     slots.drain()
     lot.close()
     nursery.close()

@@ -309,6 +309,20 @@ def test_waiting_builds_are_told_of_in_their_order_and_within_limits(database: D
     assert {left.build_id, claimed.build_id} == {first, last}, "the project with a limit has one that runs or waits, never two"
 
 
+def test_projects_take_turns_by_their_weight_after_what_runs(database: Database, settings: Settings) -> None:
+    a_project(database, "busy")
+    for _ in range(6):
+        a_build(database, settings, "busy")
+    a_claim(database, settings)
+    a_project(database, "calm", millrace={"weight": 2})
+    a_project(database, "late")
+    for name in ("calm", "calm", "calm", "late", "late"):
+        a_build(database, settings, name)
+    with database.reading() as session:
+        told = [one.build_id.partition(":")[0] for one in waiting_builds(session, "default")]
+    assert told == ["calm", "calm", "late", "calm", "busy", "late", "busy", "busy", "busy", "busy"]
+
+
 def test_a_project_at_its_limit_hides_no_builds_of_others(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

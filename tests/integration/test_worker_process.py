@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from scheduler.db import Database
 from scheduler.fleets import marks
@@ -57,15 +58,24 @@ def test_a_worker_without_room_says_so_and_takes_builds_when_there_is_some() -> 
         wait_until(lambda: not fleet(farm, "default")["notClaiming"], 30)
 
 
+def listeners(farm: Farm) -> int:
+    """How many workers of the farm wait for bells."""
+    with redis.Redis(unix_socket_path=str(farm.home / "data" / "redis" / "redis.sock")) as broker:
+        clients: list[dict[str, str]] = broker.client_list()  # type: ignore[assignment]
+    return sum(one["cmd"] == "brpop" for one in clients)
+
+
 def test_a_worker_that_leaves_says_so_while_its_build_ends_and_is_gone_at_once() -> None:
     with running_farm() as farm:
         with far_worker(farm, farm.api_url, FAKE_SLEEP_S="12", MILLRACE_DRAIN_S="60") as worker:
             build = farm.build(["work"], **FAR)
             wait_until(lambda: farm.show(build)["millrace"]["state"] == "RUNNING", 60)
+            assert listeners(farm) == 2
             worker.send_signal(signal.SIGTERM)
             (says,) = wait_until(lambda: fleet(farm, "far")["notClaiming"], 5)  # type: ignore[misc]
             assert "is leaving" in says
             assert fleet(farm, "far")["freeSlots"] == 0
+            wait_until(lambda: listeners(farm) == 1, 8)  # no bell is lost on one that heeds none
             ended = farm.ended(build)
             assert (ended["buildStatus"], ended["millrace"]["attempt"]) == ("SUCCEEDED", 1), "its lease was renewed meanwhile"
             assert worker.wait(30) == 0
