@@ -11,11 +11,13 @@ from api.context import here
 from api.fleetinput import FleetInput
 from api.paging import only
 from millrace.errors import InvalidInput, ProviderTrouble
-from millrace.fleet import FleetSettings, ProviderSettings, WorkerShape
+from millrace.fleet import ContainersProvider, FargateProvider, FleetSettings, ProviderSettings, WorkerShape
+from millrace.need import Offer
 from millrace.project import Shape
 from millrace.vocabulary import Trouble
 from scheduler import dispatch
 from scheduler.fleets import faces, marks, records, upgrades
+from scheduler.fleets.capacity import Living
 from scheduler.fleets.faces import Face
 from scheduler.fleets.observe import WorkerSeen
 from scheduler.fleets.providers import open_provider
@@ -69,31 +71,66 @@ def put(name: str) -> dict[str, Any]:
     """Set a fleet, all of it; or only its limit, where the body says nothing else."""
     only()
     wanted = jsonbody.read(FleetInput)
+    warnings: list[str] = []
     if wanted.is_limit_only:
         record = records.change(here().db, name, max_running=wanted.max_running)
     else:
         settings = wanted.settings
-        _check(name, settings)
+        warnings = _check(name, settings)
         record = records.put(here().db, name, settings)
     dispatch.wake(here().db, here().bell, name)
-    return _rendered(record)
+    return {**_rendered(record), "warnings": warnings}
 
 
-def _check(name: str, settings: FleetSettings) -> None:
-    """Whether its workers can be had at all, asked before anything is changed. Raises InvalidInput, ProviderTrouble."""
+def _check(name: str, settings: FleetSettings) -> list[str]:
+    """Whether its workers can be had at all, asked before anything is changed; what is odd, for people.
+
+    Raises InvalidInput, ProviderTrouble.
+    """
     records.check_name(name)
-    if settings.overflow_fleet == name:
+    return [*_overflows(name, settings), *_starts_nothing(settings), *_is_unknown(name, settings)]
+
+
+def _overflows(name: str, settings: FleetSettings) -> list[str]:
+    to = settings.overflow_fleet
+    if to is None:
+        return []
+    road = [name, *records.overflow_road(here().db, to)]
+    if to == name:
         raise InvalidInput(f"fleet {name} cannot overflow into itself", hint="Name another fleet as overflowFleet.")
+    if name in road[1:]:
+        raise InvalidInput(
+            f"builds would flow in a circle: {' to '.join(road[: road.index(name, 1) + 1])}", hint="Name another overflowFleet."
+        )
+    if records.has_workers(here().db, to):
+        return []
+    return [f"the fleet {to} has neither a worker nor a provider: until it has, no build is moved there"]
+
+
+def _starts_nothing(settings: FleetSettings) -> list[str]:
+    scaling = settings.scaling
+    given = {"minimum": scaling.minimum, "warm": scaling.warm, "headroomSlots": scaling.headroom_slots}
+    named = [field for field, value in given.items() if value]
+    if not isinstance(settings.provider, FargateProvider) or not named:
+        return []
+    return [f"a task of fargate is started for a build that waits: {', '.join(named)} of scaling start none"]
+
+
+def _is_unknown(name: str, settings: FleetSettings) -> list[str]:
+    """Ask the provider; what it is where it cannot be asked from here, and need not be."""
     if settings.provider is None:
-        return
+        return []
     try:
         open_provider(name, settings, here().settings).check()
     except ProviderTrouble as trouble:
+        if trouble.trouble is Trouble.AWAY and isinstance(settings.provider, ContainersProvider):
+            return [f"the engine cannot be asked from the API, the scheduler will ask it: {trouble.message}"]
         if trouble.trouble in _PASSING:
             raise
         raise InvalidInput(
             f"nothing was changed, as the provider {settings.provider.type!r} answers: {trouble.message}", hint=trouble.hint
         ) from trouble
+    return []
 
 
 @blueprint.post("/<name>/pause")
@@ -150,11 +187,12 @@ def upgrade(name: str) -> dict[str, Any]:
     }
     settings = FleetSettings.model_validate(before.settings or {}).model_copy(update=changes)
     settings = FleetSettings.model_validate(settings.model_dump(by_alias=True))  # once more, as parts must fit together
+    warnings: list[str] = []
     if settings.provider is not None:
         records.refuse_orphans(db, name, settings)
-        _check(name, settings)
+        warnings = _check(name, settings)
     upgrades.begin(db, name, settings, by=principal().name)
-    return _rendered(records.get(db, name))
+    return {**_rendered(records.get(db, name)), "warnings": warnings}
 
 
 def _rendered(record: FleetRecord) -> dict[str, Any]:
@@ -196,7 +234,7 @@ def _scaling(record: FleetRecord) -> dict[str, Any] | None:
 
 def _face(face: Face) -> dict[str, Any]:
     return {
-        "workersSeen": [_worker(worker, face.now_ms) for worker in face.workers],
+        "workersSeen": [_worker(worker, face.living.get(worker.id), face.now_ms) for worker in face.workers],
         "instances": [
             {
                 "id": one.id,
@@ -214,13 +252,23 @@ def _face(face: Face) -> dict[str, Any]:
     }
 
 
-def _worker(worker: WorkerSeen, now: int) -> dict[str, Any]:
+def _offer(offer: Offer) -> dict[str, Any]:
+    """None: it says nothing of it, and takes builds by its slots alone."""
+    return {
+        "cpus": offer.cpu_millis / 1000 if offer.cpu_millis is not None else None,
+        "memoryBytes": offer.memory_bytes,
+    }
+
+
+def _worker(worker: WorkerSeen, living: Living | None, now: int) -> dict[str, Any]:
     idle_s = max(0, now - worker.idle_since_ms) / 1000 if worker.idle_since_ms is not None else None
     return {
         "id": worker.id,
         "at": worker.at.value,
         "running": worker.held,
         "slots": worker.slots,
+        "offer": _offer(living.offer) if living is not None else None,
+        "room": _offer(living.room) if living is not None else None,
         "generation": worker.generation,
         "idleSeconds": idle_s,
         "silentSeconds": worker.silent_ms / 1000,

@@ -18,6 +18,8 @@ from millrace.project import Shape
 
 FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Clock = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[a-z]+)+-[0-9]{1,2}$", max_length=40)]
+"""As AWS names them: eu-central-1, us-gov-west-1."""
 MOST_WORKERS: Final = 1000
 
 
@@ -126,7 +128,7 @@ class Ec2Provider(Shape):
 
     type: Literal["ec2"] = "ec2"
     group: str = Field(min_length=1, max_length=255)
-    region: str
+    region: Region
     endpoint_url: str | None = None
 
 
@@ -145,7 +147,7 @@ class FargateProvider(Shape):
     security_groups: tuple[str, ...] = Field(default=(), max_length=5)
     assign_public_ip: bool = False
     spot: bool = False
-    region: str
+    region: Region
     endpoint_url: str | None = None
     api_url: str | None = None
     images: dict[str, str] = Field(default_factory=dict)

@@ -140,3 +140,5 @@ def say(item: dict[str, Any]) -> None:
     if provider is not None:
         scaling = item["settings"]["scaling"]
         console.print(f"Its workers come from {provider['type']}: {scaling['minimum']} to {scaling['maximum']} of them")
+    for warning in item.get("warnings", ()):
+        console.print(harmless(f"note: {warning}", colours=False), markup=False)

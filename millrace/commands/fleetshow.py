@@ -9,7 +9,7 @@ from rich.table import Table
 
 from millrace.commands.fleets import fleet_path, say
 from millrace.commands.session import Session, connect
-from millrace.commands.terminal import console, harmless
+from millrace.commands.terminal import console, harmless, size
 
 _DECISIONS: Final = 8
 
@@ -58,7 +58,7 @@ def _say_scaling(found: dict[str, Any]) -> None:
 
 def _say_workers(found: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
-    for column in ("worker", "is", "running", "slots", "generation", "idle", "why"):
+    for column in ("worker", "is", "running", "slots", "free", "generation", "idle", "why"):
         table.add_column(column)
     seen = {worker["id"] for worker in found["workersSeen"]}
     for worker in found["workersSeen"]:
@@ -68,6 +68,7 @@ def _say_workers(found: dict[str, Any]) -> None:
             worker["at"],
             str(worker["running"]),
             str(worker["slots"]),
+            _free(worker),
             str(worker["generation"] or ""),
             f"{idle_s:.0f} s" if idle_s is not None else "",
             harmless(worker["why"], colours=False).replace("[", r"\["),
@@ -75,11 +76,22 @@ def _say_workers(found: dict[str, Any]) -> None:
     for instance in found["instances"]:
         if instance["id"] not in seen:
             state = "stopping" if instance["state"] == "stopping" or instance["released"] else "booting"
-            table.add_row(instance["id"], state, "", "", str(instance["generation"] or ""), "", instance["why"])
+            table.add_row(instance["id"], state, "", "", "", str(instance["generation"] or ""), "", instance["why"])
     if table.row_count:
         console.print(table)
     else:
         console.print("No workers are there.")
+
+
+def _free(worker: dict[str, Any]) -> str:
+    """What of its processors and memory no build has reserved."""
+    offer, room = worker["offer"] or {}, worker["room"] or {}
+    parts = []
+    if offer.get("cpus") is not None:
+        parts.append(f"{room['cpus']:g} of {offer['cpus']:g} cpus")
+    if offer.get("memoryBytes") is not None:
+        parts.append(f"{size(max(0, room['memoryBytes']))} of {size(offer['memoryBytes'])}")
+    return ", ".join(parts)
 
 
 def _say_decisions(found: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from millrace.errors import NotFound
 from scheduler.db import Database, now_ms
 from scheduler.fleets import observe
+from scheduler.fleets.capacity import Living, living
 from scheduler.fleets.observe import WorkerSeen
 from scheduler.models import Decision, Instance, Worker
 
@@ -46,6 +47,8 @@ class Face:
 
     now_ms: int
     workers: Sequence[WorkerSeen]
+    living: Mapping[str, Living]
+    """Those of the workers that live, by id, with what they have in all and what of it is free."""
     instances: Sequence[InstanceRecord]
     decisions: Sequence[DecisionRecord]
 
@@ -63,6 +66,7 @@ def face_of(db: Database, fleet: str) -> Face:
         return Face(
             now_ms=now,
             workers=observe.workers_of(session, fleet, {instance.id for instance in instances}, now),
+            living={one.worker.id: one for one in living(session, fleet)},
             instances=instances,
             decisions=_decisions(session, fleet),
         )

@@ -134,12 +134,13 @@ def observe(
     joined = {worker.id for worker in workers}
     instances = [_instance(instance, rows.get(instance.id), instance.id in joined, generation, now) for instance in listed]
     draining = [worker for worker in workers if worker.at is At.DRAINING]
-    queued, oldest_ms = _waiting(session, fleet, farm, now, shape, [one.id for one in workers if one.at is At.BUSY])
+    queued, builds, oldest_ms = _waiting(session, fleet, farm, now, shape, [one.id for one in workers if one.at is At.BUSY])
     return Sight(
         load=Load(
             now_ms=now,
             known_ms=now - int(age_s * 1000),
             queued=queued,
+            waiting=builds,
             oldest_wait_s=max(0, now - oldest_ms) / 1000 if oldest_ms is not None else 0,
             running=sum(worker.held for worker in workers),
             on_draining=sum(worker.held for worker in draining),
@@ -215,8 +216,8 @@ def workers_of(session: Session, fleet: str, listed: set[str], now: int) -> list
 
 def _waiting(
     session: Session, fleet: str, farm: Settings, now: int, shape: WorkerShape, staying: Sequence[str]
-) -> tuple[int, int | None]:
-    """How many slots the builds come to that free slots would start, and since when the oldest of them waits.
+) -> tuple[int, int, int | None]:
+    """How many slots the builds come to that free slots would start, how many builds that is, and since when the oldest waits.
 
     Builds that no worker of this shape could ever hold count for nothing. Where it has cpus or memory, the others count as they
     can be packed beside what the `staying` workers hold.
@@ -224,7 +225,7 @@ def _waiting(
     load = lanes.load_of(session, fleet)
     limits = lanes.limits_of(session, fleet, farm)
     if not limits.leave_room(load):
-        return 0, None
+        return 0, 0, None
     left = min(most - running for most, running in _limited(limits, load))
     rooms: dict[str, int] = {}
     found: Counter[Need] = Counter()
@@ -243,7 +244,7 @@ def _waiting(
         if taken:
             found[need] += taken
             oldest_ms = since_ms if oldest_ms is None else min(oldest_ms, since_ms)
-    return _as_slots(session, found, shape, staying), oldest_ms
+    return _as_slots(session, found, shape, staying), found.total(), oldest_ms
 
 
 def _kinds(session: Session, fleet: str, load: lanes.Load, now: int, whole: Offer) -> Iterable[_Kind]:

@@ -28,8 +28,11 @@ _NEARLY: Final = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is known of a fleet at `known_ms`. Builds: `queued` that a free slot would start, `oldest_wait_s` how long the one
-    that waits longest does, `running` all that hold a slot, `on_draining` those of them whose worker is leaving.
+    """What is known of a fleet at `known_ms`.
+
+    Builds: `queued` that a free slot would start, where a large one counts as the slots that it takes; `waiting` how many builds
+    that is, None: as many. `oldest_wait_s` how long the one that waits longest does, `running` all that hold a slot,
+    `on_draining` those of them whose worker is leaving.
 
     Workers: `idle` and `busy` take builds, `booting` were started and have not joined yet, `draining` take no more.
     `starts_ms`: when workers were started of late; those after `known_ms` are booting, too. `build_s` and `boot_s`: medians,
@@ -39,6 +42,7 @@ class Load:
     now_ms: int
     known_ms: int
     queued: int = 0
+    waiting: int | None = None
     oldest_wait_s: float = 0
     running: int = 0
     on_draining: int = 0
@@ -132,7 +136,7 @@ def _is_over(scaling: Scaling, load: Load, at_ms: int) -> bool:
 def _of_load(scaling: Scaling, slots: int, load: Load, running: int) -> _Size:
     """What the load alone wants, where `running` of its builds hold slots that stay."""
     free = max(0, load.present * slots - (load.running - load.on_draining))
-    said = [_count(load.queued, "build waits", "builds wait")] if load.queued else []
+    said = [_waits(load)] if load.queued else []
     if running:
         said.append(_count(running, "runs", "run") if said else _count(running, "build runs", "builds run"))
     if load.queued and free:
@@ -153,6 +157,12 @@ def _of_load(scaling: Scaling, slots: int, load: Load, running: int) -> _Size:
     workers = -(-total // slots)
     what = f"{_count(workers, 'worker', 'workers')} of {_count(slots, 'slot', 'slots')}" if workers else "no worker"
     return _Size(workers=workers, why=f"{_listed(said) or 'nothing waits or runs'}: {what}")
+
+
+def _waits(load: Load) -> str:
+    builds = load.queued if load.waiting is None else load.waiting
+    takes = f" for {_count(load.queued, 'slot', 'slots')}" if builds != load.queued else ""
+    return _count(builds, "build waits", "builds wait") + takes
 
 
 def _slots_to_start(scaling: Scaling, slots: int, load: Load, running: int) -> tuple[int, str]:

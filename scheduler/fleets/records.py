@@ -98,6 +98,28 @@ def check_name(name: str) -> None:
         )
 
 
+def overflow_road(db: Database, name: str) -> list[str]:
+    """The fleets that builds which flow over into `name` may come to, it first; a circle ends where it begins anew."""
+    road = [name]
+    with db.reading() as session:
+        while True:
+            row = session.get(Fleet, road[-1])
+            to = (row.settings or {}).get("overflowFleet") if row is not None else None
+            if to is None:
+                return road
+            road.append(to)
+            if to in road[:-1]:
+                return road
+
+
+def has_workers(db: Database, name: str) -> bool:
+    """Whether the fleet has a worker that lives, or a provider that starts some."""
+    with db.reading() as session:
+        row = session.get(Fleet, name)
+        scaled = row is not None and (row.settings or {}).get("provider") is not None
+        return scaled or bool(capacity_of(session, name).workers)
+
+
 def refuse_orphans(db: Database, name: str, settings: FleetSettings) -> None:
     """Raises Conflict where instances of another provider than that of `settings` are there."""
     with db.reading() as session:

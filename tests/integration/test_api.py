@@ -27,10 +27,11 @@ from millrace.contract import (
     LogFooter,
     PhaseReport,
 )
+from millrace.errors import ProviderTrouble
 from millrace.ids import cache_prefix
 from millrace.settings import Settings
 from millrace.storage.directory import DirectoryStore
-from millrace.vocabulary import PhaseType, Reason, StatusType, TokenScope, Verdict
+from millrace.vocabulary import PhaseType, Reason, StatusType, TokenScope, Trouble, Verdict
 from scheduler import lifecycle, logs, tokens
 from scheduler.db import Database
 from scheduler.dispatch import Bell
@@ -460,6 +461,52 @@ def test_the_queue_says_what_keeps_a_build_and_names_no_other_projects_builds(ap
     assert api.ok("PUT", "/v1/fleets/default", json={"maxRunning": 1})["maxRunning"] == 1
     assert api.claim().build_id == first
     assert [b["limit"] for b in api.ok("GET", f"/v1/builds/{second}/queue")["limits"]] == ["fleet_limit"]
+
+
+def test_a_fleet_that_is_set_oddly_is_noted_and_a_circle_is_refused(api: Api) -> None:
+    fargate = {
+        "type": "fargate",
+        "cluster": "c",
+        "taskDefinition": "t",
+        "subnets": ["s"],
+        "region": "../../",
+        "endpointUrl": "http://127.0.0.1:1",
+    }
+    refused = api.send("PUT", "/v1/fleets/one", json={"provider": fargate, "worker": {"slots": 1}})
+    assert refused.status_code == 422 and "region" in refused.get_data(as_text=True)
+
+    def flows(to: str) -> dict[str, Any]:
+        return {"overflowBehavior": "ON_DEMAND", "overflowFleet": to}
+
+    (said,) = api.ok("PUT", "/v1/fleets/one", json=flows("two"))["warnings"]
+    assert said == "the fleet two has neither a worker nor a provider: until it has, no build is moved there"
+    api.ok("PUT", "/v1/fleets/two", json=flows("three"))
+    refused = api.send("PUT", "/v1/fleets/three", json=flows("one"))
+    assert refused.status_code == 422 and "in a circle: three to one to two to three" in refused.get_json()["detail"]
+    assert api.ok("GET", "/v1/fleets/one")["settings"]["overflowFleet"] == "two"
+    api.send("POST", "/worker/v1/claim", token=api.worker, json=a_claim_request(fleet="two").model_dump(by_alias=True))
+    assert api.ok("PUT", "/v1/fleets/one", json=flows("two"))["warnings"] == []
+
+
+def test_an_engine_that_only_the_scheduler_reaches_is_no_reason_to_refuse_a_fleet(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(_self: object) -> None:
+        raise ProviderTrouble(Trouble.AWAY, "no socket is there")
+
+    monkeypatch.setattr("scheduler.fleets.containers.Containers.check", check)
+    (said,) = api.ok("PUT", "/v1/fleets/one", json={"provider": {"type": "containers"}})["warnings"]
+    assert said == "the engine cannot be asked from the API, the scheduler will ask it: no socket is there"
+    assert api.ok("GET", "/v1/fleets/one")["settings"]["provider"]["type"] == "containers"
+
+
+def test_a_fleet_shows_what_its_workers_have_left(api: Api) -> None:
+    api.build()
+    worker = a_claim_request(cpus=6, memory_bytes=32 * 2**30)
+    api.ok("POST", "/worker/v1/claim", token=api.worker, json=worker.model_dump(by_alias=True))
+    (seen,) = api.ok("GET", "/v1/fleets/default")["workersSeen"]
+    assert seen["offer"] == {"cpus": 6, "memoryBytes": 32 * 2**30}
+    assert seen["room"] == {"cpus": 4, "memoryBytes": 28 * 2**30}
 
 
 def test_a_project_token_does_not_raise_its_project_above_others(api: Api) -> None:

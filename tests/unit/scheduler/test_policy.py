@@ -173,6 +173,8 @@ def wants(known: Load, *, slots: int = 2, memory: Memory | None = None, **scalin
     [
         (a_load(), {}, 0, "nothing waits or runs: no worker"),
         (a_load(queued=1), {}, 1, "1 build waits: 1 worker of 2 slots"),
+        (replace(a_load(queued=6), waiting=2), {}, 3, "2 builds wait for 6 slots: 3 workers of 2 slots"),
+        (replace(a_load(queued=6), waiting=6), {}, 3, "6 builds wait: 3 workers of 2 slots"),
         (
             a_load(queued=3, booting=1),
             {},
