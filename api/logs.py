@@ -169,13 +169,23 @@ class _Stream:
         self._short: tuple[int, str] | None = None
         self._full_told, self._gap_told = told is not None, told == "gap"
         self._seen: tuple[str, int] | None = None
+        self._is_at_newest = False
+        """All that there was of the newest attempt is told."""
 
     def events(self) -> Iterator[str]:
         """Events until the build has ended and all of its log was sent, or the server stops."""
         yield ": following\n\n"
         pause_s = _SOON_S
+        beat: tuple[object, ...] | None = None
         try:
             while not self._context.closing.is_set():
+                before, beat = beat, queries.pulse(self._context.db, self._build_id)
+                if beat is not None and beat == before and self._is_at_newest:
+                    yield from self._meanwhile()
+                    self._context.closing.wait(pause_s)
+                    pause_s = min(_SLOWER * pause_s, _LOOK_EVERY_S)
+                    continue
+                self._is_at_newest = False
                 newest = queries.log_info(self._context.db, self._build_id)
                 if newest is None:
                     yield _event("end", {"state": None, "reason": None})
@@ -198,17 +208,22 @@ class _Stream:
                 if newest.attempt_no > self._attempt_no and mine.ended:
                     yield self._next_attempt()
                     continue
-                if time.monotonic() - self._phases_seen > _PHASES_EVERY_S:
-                    self._phases_seen = time.monotonic()
-                    yield from self._changed_phases()
-                if time.monotonic() - self._last_sign > _HEARTBEAT_S:
-                    self._last_sign = time.monotonic()
-                    yield ": still here\n\n"
+                self._is_at_newest = newest.attempt_no <= self._attempt_no
+                yield from self._meanwhile()
                 self._context.closing.wait(pause_s)
                 pause_s = min(_SLOWER * pause_s, _LOOK_EVERY_S)
         except MillraceError as error:
             log.warning("stream.broken", build_id=self._build_id, why=error.message)
             yield _event("error", {"code": error.code, "detail": error.message, "hint": "Connect again; the stream resumes."})
+
+    def _meanwhile(self) -> Iterator[str]:
+        """What is told now and then, whatever becomes of the log."""
+        if time.monotonic() - self._phases_seen > _PHASES_EVERY_S:
+            self._phases_seen = time.monotonic()
+            yield from self._changed_phases()
+        if time.monotonic() - self._last_sign > _HEARTBEAT_S:
+            self._last_sign = time.monotonic()
+            yield ": still here\n\n"
 
     def _mine(self, newest: LogInfo) -> LogInfo:
         """What there is of the attempt that this client is at."""
@@ -267,8 +282,7 @@ class _Stream:
         return _event("attempt", {"attempt": self._attempt_no}, ident=f"{self._attempt_no}:0")
 
     def _changed_phases(self) -> Iterator[str]:
-        record = queries.get_build(self._context.db, self._build_id)
-        for item in record.phases if record else ():
+        for item in queries.phases_of(self._context.db, self._build_id):
             shape = json.dumps(render.phase(item))
             if self._told.get(item.phase_type) != shape:
                 self._told[item.phase_type] = shape

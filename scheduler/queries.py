@@ -4,6 +4,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -291,6 +292,31 @@ def _phases(build: Build, reported: list[Phase]) -> list[PhaseRecord]:
             )
         )
     return records
+
+
+_PULSE: Final = (
+    sa.select(Build.state, Build.attempt_no, Attempt.log_bytes, Attempt.log_complete, Attempt.ended_ms)
+    .select_from(Build)
+    .outerjoin(Attempt, sa.and_(Attempt.build_id == Build.id, Attempt.attempt_no == Build.attempt_no))
+    .where(Build.id == sa.bindparam("build_id"))
+)
+
+
+def pulse(db: Database, build_id: str) -> tuple[object, ...] | None:
+    """What changes when there is anything new of the log of a build's newest attempt; None where there is no such build.
+
+    It costs a fraction of `log_info`: those who follow a log ask it over and over.
+    """
+    with db.reading() as session:
+        row = session.connection().execute(_PULSE, {"build_id": build_id}).first()
+        return None if row is None else tuple(row)
+
+
+def phases_of(db: Database, build_id: str) -> list[PhaseRecord]:
+    """A build's phases; none where there is no such build."""
+    with db.reading() as session:
+        build = session.get(Build, build_id)
+        return [] if build is None else _phases(build, list(session.scalars(sa.select(Phase).where(Phase.build_id == build_id))))
 
 
 def log_info(db: Database, build_id: str, attempt_no: int | None = None) -> LogInfo | None:

@@ -186,7 +186,9 @@ class AttemptControl:
         self._stop = stop or threading.Event()
         self._deadline = time.monotonic() + deadline_in_s
         self._wire = Wire(api_url, token, transport=transport)
-        self._mover = httpx.Client(base_url=api_url, timeout=_MOVE_TIMEOUT, transport=transport, verify=trusted())
+        self._api_url, self._transport = api_url, transport
+        self._made: httpx.Client | None = None
+        self._making = threading.Lock()
         self._path = f"/worker/v1/attempts/{quote(build_id, safe='')}/{attempt_no}"
 
     def renew(self, *, draining: bool, patience_s: float) -> RenewReply:
@@ -342,10 +344,22 @@ class AttemptControl:
 
         self._move(f"give {grant.key}", fetch, brief=brief)
 
+    @property
+    def _mover(self) -> httpx.Client:
+        """What moves bytes to and from the store, made when it is needed first: many a build has none."""
+        with self._making:
+            if self._made is None:
+                self._made = httpx.Client(
+                    base_url=self._api_url, timeout=_MOVE_TIMEOUT, transport=self._transport, verify=trusted()
+                )
+            return self._made
+
     def close(self) -> None:
         """Let the connections go."""
         self._wire.close()
-        self._mover.close()
+        with self._making:
+            if self._made is not None:
+                self._made.close()
 
     def _move(self, what: str, work: Callable[[], httpx.Response], *, brief: bool) -> None:
         patience_s = _BRIEF_S if brief else MOVE_PATIENCE_S
