@@ -101,6 +101,8 @@ def test_a_backup_under_load_is_put_back_and_all_is_well(
     db.migrate()
     a_project(db)
     copy = tmp_path / "copy"
+    a_build(db, settings)
+    a_claim(db, settings)  # it is held while the copy is made, and by nobody afterwards
     with Load(db, settings) as load:
         wait_until(lambda: len(load.given) > 60)
         before = list(load.given)
